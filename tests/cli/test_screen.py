@@ -182,6 +182,12 @@ def test_figures_are_whole(parts: list[str], width: int) -> None:
     assert set("".join(lines).replace(" ", "")) <= set("".join(parts))
 
 
+def test_the_best_evaluation_of_an_earlier_start_stays_the_best() -> None:
+    display = RunDisplay(10, 5, "starting Ray", {"step": 4, "val_AP": 0.4})
+    display.show({"step": 6, "val_AP": 0.385})
+    assert "AP 0.3850 (best 0.4000, step 4)" in " ".join(display.lines(120))
+
+
 def test_the_display_begins_with_what_is_done() -> None:
     display = RunDisplay(10, 0, "starting Ray")
     bar, activity = display.lines(59)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from html.parser import HTMLParser
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from evaluation.reference_figures import random_problem
@@ -17,7 +19,7 @@ from yolofleet.data.draw import OUTCOMES
 from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import diagnose
-from yolofleet.evaluation.report import render_report
+from yolofleet.evaluation.report import _curves, render_report
 from yolofleet.evaluation.samples import SampleImage, draw_outcomes, draw_samples
 
 
@@ -133,3 +135,14 @@ def test_images_share_the_room_of_a_page(dataset: ShardDataset) -> None:
     with Image.open(BytesIO(fitted.jpeg)) as image:
         assert image.size == (fitted.width, fitted.height) and len(fitted.jpeg) <= 100_000
     assert large.within(10**7) is large
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 7, 8, 80])
+def test_no_two_lines_of_a_chart_have_one_colour(num_classes: int) -> None:
+    document = {
+        "per_class": [{"category_id": number, "name": f"class {number}", "ap": 0.5} for number in range(num_classes)],
+        "curves": {str(number): [1.0, 0.5] for number in range(num_classes)},
+    }
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', str(_curves(document)))
+    colours = [series["c"] for series in json.loads(data)["series"]]
+    assert len(colours) == len({*colours}) > 0

@@ -11,6 +11,7 @@ import pytest
 
 from yolofleet.evaluation.published import COSTS, FAMILIES, OTHERS, published_results, published_series
 from yolofleet.reports.charts import Axis, Mark, Series, chart, parallel, thin
+from yolofleet.reports.page import text_cell
 
 
 def data_of(drawn: str) -> dict[str, Any]:
@@ -79,3 +80,10 @@ def test_parallel_coordinates_lay_the_best_trial_on_top() -> None:
     data = data_of(parallel(axes, ["worst", "best", "none"], [0.0, 1.0, 0.5], title="all"))
     assert [series["n"] for series in data["series"]] == ["worst", "none", "best"]
     assert data["series"][1]["p"] == []
+
+
+def test_a_text_is_sorted_by_its_number_also_with_an_exponent() -> None:
+    texts = ["-", "-2e-05", "1e-05", "0.5", "9876", "1.118e+04", "12e3 steps"]
+    keys = [text_cell(text).sort for text in texts]
+    assert keys == sorted(keys, key=lambda key: -1e301 if key is None else float(key)) and len({*keys}) == len(texts)
+    assert text_cell("everything").sort is None

@@ -90,6 +90,19 @@ def test_a_run_of_one_step_shows_its_figures_and_no_curve_of_one_point(tmp_path:
     assert charts_of(page) == {} and "total: 0.5, box: 0.25" in page and "It trained 1 step:" in page
 
 
+def test_a_failure_behind_the_last_row_is_marked_inside_of_the_charts(tmp_path: Path) -> None:
+    with RunDirectory(open_storage(tmp_path / "demo")) as run:
+        run.write_job(JOB)
+        run.append_event("start", step=0, workers=1, num_steps=900)
+        for step in (25, 50):
+            run.append_metrics({"step": step, "loss": 1 / step, "learning_rate": 0.01})
+        run.append_event("failure", failure="worker", reason="died", reached=99, again=True)
+    page = render_run(read_run(run))
+    for chart in charts_of(page).values():
+        assert [mark[0] for mark in chart["marks"]] == [99] and chart["x"] == [0, 99]
+    assert "Its plan has 900 steps:" in page and "It trained" not in page
+
+
 def test_a_run_that_was_never_started_has_a_page(tmp_path: Path) -> None:
     run = RunDirectory(open_storage(tmp_path / "demo"))
     run.write_job(JOB)

@@ -39,6 +39,13 @@ def test_every_row_is_there_once(kind: str, tmp_path: Path) -> None:
     mirror.sync()
     run.append_metrics({"step": 2, "loss": 0.25})
     run.flush()
+    mirror.sync()
+    run.append_metrics({"step": 3, "loss": 0.75})
+    run.flush()
+    mirror.sync()
+    run.truncate_metrics_after(1)  # the workers start again from the checkpoint of step 1
+    run.append_metrics({"step": 2, "loss": 0.25})
+    run.flush()
     assert mirror.close()
     for _ in range(2):  # another start writes the same anew
         (entry,) = storage.list("tensorboard/")

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,11 @@ class _CountedProgress:
 
 @contextmanager
 def show_run(
-    rows: deque[dict[str, Any]], num_steps: int, done_steps: int, activity: str = "the workers start"
+    rows: deque[dict[str, Any]],
+    num_steps: int,
+    done_steps: int,
+    activity: str = "the workers start",
+    best: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Show a run on stderr for the length of a with block.
 
@@ -95,12 +99,13 @@ def show_run(
         num_steps: Steps of the whole run.
         done_steps: Those that are done.
         activity: What is done until the first event.
+        best: The best evaluation of earlier starts.
     """
     display: RunDisplay | _Lines = _Lines(num_steps)
     if is_terminal():
         from yolofleet.cli.run_display import RunDisplay
 
-        display = RunDisplay(num_steps, done_steps, activity)
+        display = RunDisplay(num_steps, done_steps, activity, best)
     problems = _Problems()
 
     def refresh() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from yolofleet.cli.progress import Pace, format_ap, format_row
@@ -28,9 +28,16 @@ ACTIVITIES = {
 
 
 class RunDisplay:
-    """The lines of a run on a terminal: the bar, what is done beside training, and the newest figures."""
+    """The lines of a run on a terminal: the bar, what is done beside training, and the newest figures.
 
-    def __init__(self, num_steps: int, done_steps: int, activity: str) -> None:
+    Args:
+        num_steps: Steps of the whole run.
+        done_steps: Those that are done.
+        activity: What is done now.
+        best: The best evaluation of earlier starts.
+    """
+
+    def __init__(self, num_steps: int, done_steps: int, activity: str, best: Mapping[str, Any] | None = None) -> None:
         self._num_steps = num_steps
         self._step = done_steps
         self._pace = Pace(num_steps)
@@ -39,7 +46,7 @@ class RunDisplay:
         self._row: dict[str, Any] = {}
         self._workers: str | None = None
         self._ap: tuple[float | None, int] | None = None
-        self._best: tuple[float, int] | None = None
+        self._best: tuple[float, int] | None = None if best is None else (best["val_AP"], best["step"])
 
     def take_event(self, event: dict[str, Any]) -> None:
         """Show what is done after an event."""

@@ -230,7 +230,7 @@ class _Work:
         first = "starting Ray" if self.launcher == "ray" else "building the model, and reading the first shards"
         with (
             writing_pages(ready.run.url) as write_page,
-            show_run(rows, ready.num_steps, ready.done_steps, first),
+            show_run(rows, ready.num_steps, ready.done_steps, first, _best_row(ready)),
             _record_failure(ready.job, self.token),
         ):
 
@@ -277,6 +277,13 @@ def _find_registry(ready: Readiness, tracking_uri: str | None) -> str | None:
             note(f"  and: yolofleet registry register {ready.run.url} --name {spec.tracking.register_as}")
         return None
     return tracking_uri
+
+
+def _best_row(ready: Readiness) -> Row | None:
+    """Return the row of the best evaluation that the run resumes behind."""
+    rows = ready.run.metrics() if ready.done_steps else []
+    scored = [row for row in rows if row.get("val_AP") is not None and row["step"] <= ready.done_steps]
+    return max(scored, key=lambda row: float(row["val_AP"]), default=None)
 
 
 @contextmanager

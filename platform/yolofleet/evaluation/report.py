@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 MAIN_FIGURES = ("AP", "AP50", "AP75")
-MOST_LINES = 8
-"""With more classes a chart shows the mean, the worst and the best of them, and each class has a small chart."""
+MOST_LINES = 7
+"""As many as there are colours beside the mean's. With more classes a chart shows the mean, the worst and the best of
+them, and each class has a small chart."""
 ENDS = 3
 CONFIDENCE = 0.25
 IMAGE_BYTES = 2_000_000

@@ -65,7 +65,7 @@ def number_cell(value: float | None, decimals: int = 3, **more: Any) -> Cell:
 
 def text_cell(text: str) -> Cell:
     """Return a cell that is sorted by the number that its text begins with; a dash is below all numbers."""
-    found = re.match(r"[+-]?\d+(?:\.\d+)?", text)
+    found = re.match(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text)
     return Cell(text=text, sort=float(found[0]) if found else -1e300 if text in ("-", "") else None)
 
 

@@ -187,10 +187,16 @@ def read_new_rows(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row
     Nothing is listed. A read asks for the rest of the part that the cursor is in, and for the next part where there
     may be one: from the start every part is asked for until one is missing, and later only behind one that is full.
     """
+    rows, cursor, _ = _read_from(storage, name, cursor)
+    return rows, cursor
+
+
+def _read_from(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], Cursor, bool]:
+    """Do what `read_new_rows` does, and return also whether the log was truncated since."""
     from_start = cursor == Cursor()
     found = _read_part(storage, name, cursor)
     if found is None:
-        return ([], cursor) if from_start else read_new_rows(storage, name, Cursor())
+        return ([], cursor, False) if from_start else (*read_new_rows(storage, name, Cursor()), True)
     rows: list[Row] = []
     while found is not None:
         new, end, size_bytes = found
@@ -198,7 +204,7 @@ def read_new_rows(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row
         cursor = end if end.offset_bytes else cursor
         is_last = not from_start and size_bytes < PART_BYTES
         found = None if is_last else _read_part(storage, name, Cursor(end.part + 1))
-    return rows, cursor
+    return rows, cursor, False
 
 
 def _read_part(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], Cursor, int] | None:
@@ -242,6 +248,9 @@ class _Followed:
 class LogReader:
     """Reads logs that others write, each from where it stopped.
 
+    Attributes:
+        num_truncations: How often a log was found shorter than it had been.
+
     Args:
         storage: Holds the logs.
         names: Their names; a log that is not there yet is empty.
@@ -249,6 +258,7 @@ class LogReader:
     """
 
     def __init__(self, storage: Storage, names: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_truncations = 0
         self._storage = storage
         self._logs = [_Followed(name, GrowingPause(clock)) for name in names]
 
@@ -262,11 +272,12 @@ class LogReader:
             StorageError: The storage does not answer; the next call returns the same rows.
         """
         due = [log for log in self._logs if not only_due or self._is_on_disk(log) or log.pause.is_over()]
-        found = [read_new_rows(self._storage, log.name, log.cursor) for log in due]
-        for log, (rows, cursor) in zip(due, found, strict=True):
+        found = [_read_from(self._storage, log.name, log.cursor) for log in due]
+        for log, (rows, cursor, is_truncated) in zip(due, found, strict=True):
             log.cursor = cursor
             log.pause.begin(changed=bool(rows))
-        return [row for rows, _ in found for row in rows]
+            self.num_truncations += is_truncated
+        return [row for rows, *_ in found for row in rows]
 
     def _is_on_disk(self, log: _Followed) -> bool:
         return self._storage.local_path(part_key(log.name, 0)) is not None

@@ -65,12 +65,14 @@ def _numbers(record: RunRecord) -> Iterator[Advice]:
 
 def _length(record: RunRecord) -> Iterator[Advice]:
     found, steps = record.evaluations, record.num_steps or 0
+    ended = status_after(record.events) != "RUNNING"
+    told = f"It trained {plural(record.step, 'step')}" if ended else f"Its plan has {plural(steps, 'step')}"
     if 0 < steps < FEW_STEPS and (record.job is None or record.job.initial_weights is None):
         yield Advice(
             "Train for longer (epochs), or start from trained weights (initial_weights).",
-            f"It trained {plural(steps, 'step')}: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
+            f"{told}: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
         )
-    if len(found) < 4 or (best := record.best) is None or status_after(record.events) == "RUNNING":
+    if len(found) < 4 or (best := record.best) is None or not ended:
         return
     top, last = float(best["val_AP"]), found[-1]
     before = max(float(row["val_AP"]) for row in found[: -max(1, len(found) // 4)])

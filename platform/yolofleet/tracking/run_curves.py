@@ -42,7 +42,7 @@ def curves(record: RunRecord) -> Markup:
     if len({row["step"] for row in record.rows if isinstance(row.get("step"), int)}) == 1:
         return _figures_of_one_step(record.rows)
     marks = list(_marks(record.events))
-    x_range = (0.0, float(max(record.step, 1)))
+    x_range = (0.0, max(float(record.step), 1.0, *(mark.x for mark in marks)))  # a failure came after the last row
     charts = []
     for title, keys, may_be_log in CHARTS:
         lines = [

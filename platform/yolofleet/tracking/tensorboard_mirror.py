@@ -1,8 +1,8 @@
 """The TensorBoard mirror of a run: the rows of the run directory as TensorBoard's events, below ``tensorboard/``.
 
-Each start writes one file anew from all rows, so steps that were done twice are there once, and a file that was cut off
-costs nothing. In a folder the file grows while the run trains; in an object store, which has no append, it is put whole
-and not more often than once a minute.
+Each start of the command, and each of the workers that goes back to a checkpoint, writes one file anew from all rows:
+so steps that were done twice are there once, and a file that was cut off costs nothing. In a folder the file grows
+while the run trains; in an object store, which has no append, it is put whole and not more often than once a minute.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class TensorBoardMirror(BackgroundSync):
         from tensorboardX.proto.summary_pb2 import Summary
 
         rows = self._rows.new_rows(only_due=not everything)
+        if self._rows.num_truncations:  # workers went back to a checkpoint: TensorBoard can take no row back
+            self._writer.close()
+            self._writer, self._rows = self._open(), self._run.reader(*METRICS_LOGS)
+            rows = self._rows.new_rows()
         for row in rows:
             values = [Summary.Value(tag=grouped_name(name), simple_value=value) for name, value in numbers(row)]
             event = Event(wall_time=seconds_of(row), step=int(row.get("step", 0)), summary=Summary(value=values))

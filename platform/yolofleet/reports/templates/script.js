@@ -12,6 +12,7 @@ const element = (tag, className, parent) => {
 };
 const short = (value) => Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-4)
   ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+const FOCUSABLE = "main :is(a[href],button,summary,input,[tabindex])";
 const charts = [];
 
 function share(value, [low, high], log) {
@@ -61,12 +62,13 @@ function startChart(figure) {
     made.style.top = `${Math.max(0, Math.min(plot.clientHeight * (1 - up(y)) + 8, plot.clientHeight - made.offsetHeight))}px`;
     say.textContent = lines.map((line) => line[1]).join("; ");
   }
+  const exact = (x) => Number.isInteger(x) ? x.toLocaleString("en") : short(x);
   function showX(x) {
     cross(x);
     if (figure.dataset.group) {
       charts.filter((o) => o !== api && o.group === figure.dataset.group && o.live()).forEach((o) => o.cross(x));
     }
-    const lines = [["", `${data.xn} ${short(x)}`]];
+    const lines = [["", `${data.xn} ${exact(x)}`]];
     const near = 0.012;
     for (const series of visible()) {
       const best = series.p.reduce((a, b) => Math.abs(across(b[0]) - across(x)) < Math.abs(across(a[0]) - across(x)) ? b : a);
@@ -112,11 +114,13 @@ function startChart(figure) {
     at = -1;
     charts.forEach((other) => other.clear());
   }
-  plot.addEventListener("pointermove", (event) => {
-    at = nearest(event);
-    if (at < 0) leave(); else show(stops()[at]);
-  });
-  plot.addEventListener("pointerleave", leave);
+  for (const kind of ["pointermove", "pointerdown"]) {
+    plot.addEventListener(kind, (event) => {
+      at = nearest(event);
+      if (at < 0) leave(); else show(stops()[at]);
+    });
+  }
+  plot.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") leave(); });  // a finger is lifted
   plot.addEventListener("blur", leave);
   plot.addEventListener("keydown", (event) => {
     const all = stops(), moves = { ArrowRight: at + 1, ArrowLeft: at < 0 ? all.length - 1 : at - 1, Home: 0, End: all.length - 1 };
@@ -174,6 +178,8 @@ function state() {
     sorted: [...document.querySelectorAll(".table")].map((box) => [
       [...box.querySelectorAll("thead th")].findIndex((head) => head.ariaSort),
       box.querySelector("[aria-sort]")?.ariaSort, box.querySelector(".filter")?.value ?? ""]),
+    scrolled: [...document.querySelectorAll(".wide")].map((node) => [node.scrollLeft, node.scrollTop]),
+    focused: [...document.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement),
     restore() {
       document.querySelectorAll("details").forEach((node, index) => { node.open = this.open[index] ?? node.open; });
       const off = new Map(this.off);
@@ -188,6 +194,8 @@ function state() {
         const field = box.querySelector(".filter");
         if (field && words) { field.value = words; field.dispatchEvent(new Event("input")); }
       });
+      document.querySelectorAll(".wide").forEach((node, index) => node.scrollTo(...(this.scrolled[index] ?? [0, 0])));
+      if (this.focused >= 0) document.querySelectorAll(FOCUSABLE)[this.focused]?.focus({ preventScroll: true });
     },
   };
 }
