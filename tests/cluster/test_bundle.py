@@ -30,6 +30,7 @@ from yolofleet.cluster.follow import follow
 from yolofleet.cluster.sent_job import SentJob
 from yolofleet.cluster.service import NoSuchJobError, _check_address
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.models.zoo import load_table
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
 
@@ -75,12 +76,13 @@ def test_every_file_of_the_package_travels(tmp_path: Path) -> None:
 
 
 def test_a_models_own_table_travels_beside_the_spec(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("name: mine\nbase: yolov7-tiny\n")
+    (tmp_path / "base.yaml").write_text("name: narrow\nbase: yolov7-tiny\ntransition_width: 0.5\n")
+    (tmp_path / "mine.yaml").write_text("name: mine\nbase: base.yaml\n")
     bundle = read_bundle(written(tmp_path, model={"spec": str(tmp_path / "mine.yaml")}), [])
     out = tmp_path / "out"
     out.mkdir()
     bundle.write(out)
-    assert (out / MODEL_NAME).read_text() == "name: mine\nbase: yolov7-tiny\n"
+    assert load_table(out / MODEL_NAME) == load_table(tmp_path / "mine.yaml"), "with what it is derived from"
     assert JobSpec.load(out / SPEC_NAME).model.spec == MODEL_NAME
     with pytest.raises(UserError, match=r"model\.spec: .*gone.yaml: no such file"):
         read_bundle(written(tmp_path, model={"spec": "gone.yaml"}), [])
@@ -117,7 +119,7 @@ def test_what_a_search_sets_in_its_job_travels_as_the_job_does(
     (out := tmp_path / "out").mkdir()
     bundle.write(out)
     assert bundle.directory == str(tmp_path / "runs" / "s")
-    assert (out / MODEL_NAME).read_text() == "name: mine\nbase: yolov7-tiny\n"
+    assert load_table(out / MODEL_NAME) == load_table(tmp_path / "mine.yaml"), "with what it is derived from"
     search = SearchSpec.load(out / SPEC_NAME)
     assert search.set == {} and search.parameters.keys() == {"epochs"}
     job = job_of(bundle.document)

@@ -15,6 +15,7 @@ from yolofleet.cli.main import main
 from yolofleet.cluster.bundle import COMMANDS, command_bundle, sent_command
 from yolofleet.cluster.job_list import JobFilter, list_jobs
 from yolofleet.cluster.sent_job import MOST_SPEC_CHARACTERS, SentJob, bundle_of, metadata_of
+from yolofleet.cluster.service import ANYWAY
 from yolofleet.cluster.worker_logs import find_workers, placed_workers
 from yolofleet.core.errors import UserError
 from yolofleet.tracking.json_lines import encode_row
@@ -120,7 +121,8 @@ def test_an_ended_job_is_sent_again_as_it_was_and_a_running_one_is_not(
     assert cluster.requests[0]["submission_id"] != cluster.requests[1]["submission_id"]
     cluster.end("again", "FAILED", 1)
     del cluster.requests[0]  # as 'jobs delete' does
-    assert main(["jobs", "retry", "again"]) == 0
+    assert main(["jobs", "retry", "again", "--any-version"]) == 0
+    assert [ANYWAY in request["entrypoint"] for request in cluster.requests] == [False, True]
     assert len({request["submission_id"] for request in cluster.requests}) == len(cluster.requests) == 2
 
 

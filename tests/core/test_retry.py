@@ -60,6 +60,25 @@ def test_it_tries_until_it_succeeds_or_the_patience_is_over(failures: int, patie
         assert all(begin <= patience * (1 + JITTER) + JITTER * LONGEST_PAUSE_SECONDS for begin in calls)
 
 
+def test_an_attempt_may_take_longer_than_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, began = Clock(monkeypatch), list[float]()
+
+    def fetch_slowly() -> str:
+        began.append(clock.now)
+        clock.now += 30
+        if len(began) < 2:
+            raise OSError("reset")
+        return "done"
+
+    def call(**options: bool) -> str:
+        return retry(fetch_slowly, patience_seconds=20, is_transient=lambda error: True, **options)
+
+    with pytest.raises(OSError, match="reset"):
+        call()
+    began.clear()
+    assert call(is_from_first_failure=True) == "done" and len(began) == 2
+
+
 def test_other_failures_are_raised_at_once() -> None:
     calls = []
 

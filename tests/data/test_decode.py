@@ -172,6 +172,32 @@ def test_levels_without_a_known_range_are_refused_not_guessed(levels: NDArray[An
         decode_image(data.getvalue())
 
 
+@pytest.mark.parametrize(("num_bits", "photometric", "order"), [(16, 1, "<"), (16, 0, "<"), (16, 1, ">"), (12, 1, "<")])
+def test_a_tiff_of_grey_levels_says_how_many_bits_they_have_and_which_end_is_black(
+    num_bits: int, photometric: int, order: str
+) -> None:
+    """Dark frames of a sequence stay dark: the levels in a file do not decide how it is read."""
+    levels = np.array([[0, 1, 255, 1 << (num_bits - 1)], [3, 7, 200, (1 << num_bits) - 1]])
+    if num_bits == 16:
+        strip = levels.astype(f"{order}u2").tobytes()
+    else:  # two levels in three bytes, from the highest bit on
+        pairs = levels.reshape(-1, 2)
+        strip = bytes(byte for a, b in pairs.tolist() for byte in (a >> 4, (a & 15) << 4 | b >> 8, b & 255))
+    entries = [(256, 4, 4), (257, 4, 2), (258, 3, num_bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
+               (277, 3, 1), (278, 4, 2), (279, 4, len(strip))]  # fmt: skip
+    short = {"<": "HHIHH", ">": "HHIHH"}[order]
+    table = b"".join(
+        struct.pack(f"{order}{short}", tag, kind, 1, value, 0)
+        if kind == 3
+        else struct.pack(f"{order}HHII", tag, kind, 1, value)
+        for tag, kind, value in entries
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(strip))
+    data = head + strip + struct.pack(f"{order}H", len(entries)) + table + bytes(4)
+    expected = (levels if photometric else (1 << num_bits) - 1 - levels) >> (num_bits - 8)
+    assert decode_image(data)[:, :, 0].tolist() == expected.tolist()
+
+
 def test_avif_is_read() -> None:
     data = io.BytesIO()
     Image.new("RGB", (32, 16), (200, 30, 60)).save(data, "AVIF", quality=95)

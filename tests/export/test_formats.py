@@ -11,7 +11,8 @@ from torch import Tensor
 
 from yolofleet.cli.main import main
 from yolofleet.evaluation.detector_package import save_detector
-from yolofleet.export.formats import FORMATS, ExportFormat
+from yolofleet.export.exporter import FORMATS
+from yolofleet.export.formats import ExportFormat
 from yolofleet.models import build_model, deploy
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.images import ImageReadError
+from yolofleet.registry import package
 from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.package import DETECTOR_FOLDER, PackageError, collect_content, open_archive, write_version
 from yolofleet.registry.served_detector import SERVING_VARIABLE, decode_content, list_images
@@ -71,6 +72,16 @@ def test_the_scan_finds_a_planted_pickle(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(pickle.dumps([1]))
     torch.save({}, tmp_path / "b")
     assert is_pickle(tmp_path / "a") and is_pickle(tmp_path / "b")
+
+
+def test_weights_are_no_pickle_however_long_their_header_is(tmp_path: Path) -> None:
+    """The length of 640 begins the file with 80 02, as a pickle begins."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode().ljust(640)
+    for name in ("weights.safetensors", "weights.bin"):
+        (tmp_path / name).write_bytes((640).to_bytes(8, "little") + header + b"x")
+    (tmp_path / "hidden.safetensors").write_bytes(b"\x80\x02]q\x00.")
+    found = {path.name: package.is_pickle(path) for path in tmp_path.iterdir()}
+    assert found == {"weights.safetensors": False, "weights.bin": True, "hidden.safetensors": True}
 
 
 def test_every_form_of_image_gives_what_the_detector_gives(

@@ -172,6 +172,16 @@ def test_without_a_store_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_package_is_registered_where_the_other_commands_look(
+    detector_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    app(args=["register", str(detector_package), "--name", "shapes"], standalone_mode=False)
+    app(args=["list"], standalone_mode=False)
+    assert "models:/shapes/1" in capsys.readouterr().out and (tmp_path / "runs/_mlflow/mlflow.db").is_file()
+
+
 def test_the_commands(detector_package: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> str:
         app(args=[*arguments, "--tracking-uri", tracking_uri], standalone_mode=False)

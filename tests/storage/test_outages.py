@@ -53,7 +53,7 @@ def test_frequent_faults_are_reported_seldom_and_in_full() -> None:
     assert sum(found.seconds for found in reports) == 50.0
 
 
-def test_retried_s3_calls_are_reported_and_refusals_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retried_s3_calls_are_reported_and_refusals_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
 
     from yolofleet.storage.s3 import _s3_client
@@ -70,9 +70,15 @@ def test_retried_s3_calls_are_reported_and_refusals_are_not(monkeypatch: pytest.
         outage = storage.outages.take()
         assert outage is not None and outage.tries == 2 and outage.seconds > 0
         assert "s3://bucket/runs/a/state.json" in outage.reason
-        proxy.plan = ["403"]
+        (tmp_path / "file").write_bytes(b"{}")
+        proxy.plan = ["503", "503"]
+        storage.child("a").put("state.json", tmp_path / "file")
+        assert proxy.plan == []
+        proxy.plan = ["403", "403"]
         with pytest.raises(StorageError, match="refused"):
             storage.get("a/state.json")
+        with pytest.raises(StorageError, match="check AWS_ACCESS_KEY_ID"):
+            storage.put("a/state.json", tmp_path / "file")
         assert storage.outages.take() is None
         _s3_client.cache_clear()
 

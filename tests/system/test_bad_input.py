@@ -73,6 +73,8 @@ def test_other_data_under_the_same_name(shell: Shell, drawn: Path) -> None:
     shell.succeed("train", str(job), "--launcher", "process")
     shutil.copytree(drawn / "shards" / "train", shell.folder / "moved")
     assert "finished already" in shell.succeed("train", str(job), "data.train=moved")
+    assert "models:/late/1" in shell.succeed("train", str(job), "tracking.register_as=late", "--launcher", "process")
+    assert "finished already" in shell.succeed("train", str(job), "tracking.register_as=late")
     assert "another content of train" in refused(shell, "train", str(job), f"data.train={drawn / 'shards' / 'val'}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import Address, JsonOption, print_result
+from yolofleet.cli.options import Address, AnyVersion, JsonOption, print_result
 from yolofleet.cli.runs import format_steps
 from yolofleet.core.durations import format_duration
 from yolofleet.core.errors import EXIT_DONE, EXIT_STOPPED, EXIT_WORK_FAILED, UserError, WorkError
@@ -248,6 +248,7 @@ def retry(
     job: JobId,
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,
+    any_version: AnyVersion = False,
     as_json: JsonOption = False,
 ) -> int:
     """Send an ended job again with its spec; a run resumes from its newest checkpoint."""
@@ -258,7 +259,7 @@ def retry(
     found = service.job(job)
     if not found.has_ended:
         raise UserError(f"{found.id}: is {found.status.lower()}; only a job that has ended is sent again")
-    sent, is_new = service.send(service.bundle_of(found))
+    sent, is_new = service.send(service.bundle_of(found), any_version=any_version)
     note(f"{'sent' if is_new else f'already exists, {sent.status.lower()}'}: {sent.id}")
     print_result(asdict(sent), (), as_json=as_json)
     return follow_job(service, sent) if follow else EXIT_DONE

@@ -59,6 +59,10 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A run directory, a detector package, NAME@ALIAS or NAME/VERSION.", show_default=False
     ),
 ]
+AnyVersion = Annotated[
+    bool,
+    typer.Option("--any-version", help="Run it even if the cluster has other package versions than this machine."),
+]
 FollowLinks = Annotated[
     bool,
     typer.Option("--follow-links", help="Follow links that lead out of the folder; by default they are left out."),
@@ -121,7 +125,7 @@ def result_lines(record: Release, headline: str, more: str | None = None) -> Ite
         "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
         "run directory": record.run,
         "anchors": record.anchors,
-        "model": record.model or "not registered (tracking.register_as is not set)",
+        "model": record.model or f"not registered: yolofleet registry register {record.run} --name NAME",
         "report": record.report,
         "images": record.images,
         "MLflow": _how_to_open(record.mlflow),
@@ -134,7 +138,7 @@ def result_lines(record: Release, headline: str, more: str | None = None) -> Ite
 def _how_to_open(tracking_uri: str | None) -> str:
     if tracking_uri is None:
         missing = "not installed: pip install 'yolofleet[server]'"
-        return f"not used ({'tracking.uri is not set' if is_installed('mlflow') else missing})"
+        return f"not used ({'no tracking.uri, or no answer' if is_installed('mlflow') else missing})"
     if tracking_uri.startswith("http"):
         return tracking_uri
     return f"mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"

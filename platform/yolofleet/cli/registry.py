@@ -218,11 +218,16 @@ def _check_protocol(protocol: str, data: str | None) -> None:
 
 
 def _registry_uri(given: str | None, model: str) -> str:
-    """Return the store to register in; by default the one beside the run, which is created if it does not exist."""
+    """Return the store to register in, which may be new: by default beside the run, of a package that of ``runs``."""
+    from yolofleet.storage import open_storage
     from yolofleet.tracking.mlflow_store import default_tracking_uri, find_tracking_uri
+    from yolofleet.tracking.run_directory import RunDirectory
 
-    parent = model.rstrip("/").rpartition("/")[0] or "."
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(parent) or find_tracking_uri()
+    if (named := given or os.environ.get("MLFLOW_TRACKING_URI")) is not None:
+        return named
+    is_run = RunDirectory(open_storage(model)).exists()
+    parent = (model.rstrip("/").rpartition("/")[0] or ".") if is_run else "runs"
+    return default_tracking_uri(parent) or find_tracking_uri()
 
 
 def _local_package(model: str, folder: Path) -> Path:

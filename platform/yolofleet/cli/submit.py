@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.jobs import follow_job, refuse_both
-from yolofleet.cli.options import Address, JsonOption, print_result
+from yolofleet.cli.options import Address, AnyVersion, JsonOption, print_result
 from yolofleet.core.errors import EXIT_DONE, UserError
 from yolofleet.core.terminal import note
 from yolofleet.core.text import did_you_mean
@@ -58,10 +58,7 @@ def submit(
     ] = None,
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,
-    any_version: Annotated[
-        bool,
-        typer.Option("--any-version", help="Run it even if the cluster has other package versions than this machine."),
-    ] = False,
+    any_version: AnyVersion = False,
     cpus: Annotated[float | None, typer.Option("--cpus", min=0, help="CPUs for a command. Default: 1.")] = None,
     gpus: Annotated[float | None, typer.Option("--gpus", min=0, help="GPUs for a command. Default: none.")] = None,
     job_name: Annotated[

@@ -170,7 +170,7 @@ class _Work:
         doing("checking the data and the model")
         ready = check_job(self.spec, lambda uri: resolve_weights(uri, self.tracking_uri))
         record = release_record(ready.run) if ready.finished else None
-        if record is not None and record.trained_steps in (None, ready.done_steps):
+        if record is not None and record.trained_steps in (None, ready.done_steps) and not self.lacks_version(record):
             return record, "this run is finished already; nothing was done"
         rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
         on_row = rows.append if self.notifier is None else self.notifier.watching(rows.append)
@@ -181,6 +181,10 @@ class _Work:
         if self.notifier is not None:
             self.notifier.end("\n".join(result_lines(record, "done")))
         return record, "done"
+
+    def lacks_version(self, record: Release) -> bool:
+        """Return whether the model of a released run is to be registered, and is not: the job did not say so before."""
+        return record.model is None and self.spec.tracking.register_as is not None and self.tracking_uri is not None
 
     @contextmanager
     def mirrored(self, ready: Readiness, on_row: OnRow) -> Iterator[None]:

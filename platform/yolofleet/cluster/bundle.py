@@ -185,6 +185,8 @@ def _without_local_files(job: dict[str, Any], path: AnyFile) -> tuple[dict[str, 
 def read_model_table(path: str, source: str) -> str:
     """Return the text of a model's own table, once its reader has taken it: no other file leaves this machine.
 
+    Of a table that is derived from another one, that is the resulting table.
+
     Args:
         path: The file.
         source: What names it, for messages.
@@ -193,10 +195,11 @@ def read_model_table(path: str, source: str) -> str:
         UserError: It is no table, or holds a secret.
     """
     try:
-        load_table(path)
+        table, given = load_table(path), read_yaml(Path(path))
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    text = Path(path).read_text(encoding="utf-8-sig")
+    is_derived = isinstance(given, dict) and "base" in given  # perhaps from a file that stays behind
+    text = write_yaml(table.document()) if is_derived else Path(path).read_text(encoding="utf-8-sig")
     if redact(text) != text:
         raise UserError(f"{source}: {path}: holds a URL with a secret, and is sent with the job; leave it out")
     return text

@@ -77,7 +77,7 @@ class Demand:
     @classmethod
     def of_search(cls, cluster: ClusterSpec, trials: int) -> Demand:
         """Return the demand of a search: it sets its concurrency by the nodes that are there when it starts."""
-        slots = trials * (cluster.most_workers + cluster.slots_for_evaluation)
+        slots = trials * cluster.most_workers  # trials evaluate between their steps
         return cls(trials, slots, slots)
 
 

@@ -29,6 +29,7 @@ def retry(
     is_transient: Callable[[Exception], bool],
     on_retry: Callable[[Exception, float], None] | None = None,
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
+    is_from_first_failure: bool = False,
 ) -> Result:
     """Call an action until it succeeds; returns what it returns.
 
@@ -41,6 +42,7 @@ def retry(
         is_transient: Whether a failure may pass by itself; all others are raised at once.
         on_retry: Called before each pause with the failure and the length of the pause, to log or count it.
         longest_pause_seconds: Where the pauses stop growing.
+        is_from_first_failure: Count the patience from the first failure on, where an attempt may take longer than that.
 
     Raises:
         Exception: The failure of the last attempt, unchanged.
@@ -51,6 +53,8 @@ def retry(
         try:
             return action()
         except Exception as error:
+            if is_from_first_failure:
+                deadline, is_from_first_failure = time.monotonic() + patience_seconds, False
             if not is_transient(error) or time.monotonic() + pause_seconds > deadline:
                 raise
             if on_retry is not None:

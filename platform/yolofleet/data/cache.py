@@ -189,6 +189,7 @@ class ShardCache:
                             f"{plural(num_bytes, 'byte')} came that are not the object (at most "
                             f"{wanted.most_bytes:,} with digest {wanted.sha256[:12]}...); they start with {start!r}"
                         )
+                    os.fsync(target.fileno())  # its name says from now on that its bytes are there
             mark_unopened(part)
             part.replace(path)
         except OSError as error:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 import os
+import resource
 import stat
 import threading
 import weakref
@@ -260,7 +261,8 @@ class ShardDataset:
             shards: Those that will be read, in the order in which they are needed, with those that are still being
                 read: they are kept in the cache until a later call does not name them.
         """
-        self._most_open = max(MOST_OPEN_SHARDS, len(set(shards)))
+        most_allowed = max(MOST_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._most_open = min(max(MOST_OPEN_SHARDS, len(set(shards))), most_allowed)
         if self.is_remote:
             self.cache.prefetch(self.storage, [self.manifest.shards[shard] for shard in shards])
 

@@ -251,12 +251,12 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return a loaded image as RGB, converted a band at a time: a converted copy of all of it would be too much."""
     if image.mode == "F":
         raise ImageError("image_unknown", "floating-point values have no known range; save the image with 8 or 16 bits")
-    shift = _level_shift(image) if image.mode.startswith("I") else None
+    shift, mask = _level_shift(image) if image.mode.startswith("I") else (None, 0)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top, band in _bands(image):
         target = pixels[top : top + band.height]
         if shift is not None:
-            target[:] = (np.asarray(band) >> shift)[:, :, None]
+            target[:] = ((np.asarray(band) ^ mask) >> shift)[:, :, None]
         elif image.mode in ("RGBA", "LA", "PA", "RGBX"):
             target[:] = np.asarray(band.convert("RGBA"))[:, :, :3]
         else:
@@ -271,12 +271,18 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, min(top + num_rows, image.height)))
 
 
-def _level_shift(image: Image.Image) -> int:
-    """Return by how many bits grey levels of 16 bits or more are shifted to have 8."""
+def _level_shift(image: Image.Image) -> tuple[int, int]:
+    """Return by how many bits grey levels of up to 16 bits are shifted to have 8, and a mask that inverts them before.
+
+    Only a TIFF says how many of 16 bits its levels have, and may count them from white on, as X-rays do.
+    """
     high = 0
     for _, band in _bands(image):
         levels = np.asarray(band)
         high = max(high, int(levels.max()))
         if levels.min() < 0 or high > 0xFFFF:
             raise ImageError("image_unknown", "levels of more than 16 bits; save the image with 8 or 16 bits")
-    return 0 if image.mode != "I;16" and high < 256 else 8  # 8-bit levels may lie in a wide container
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode.startswith("I;16"):
+        (num_bits, *_), is_inverted = image.tag_v2.get(258, (16,)), image.tag_v2.get(262) == 0
+        return max(num_bits - 8, 0), (1 << num_bits) - 1 if is_inverted else 0
+    return (0 if image.mode == "I" and high < 256 else 8), 0  # 8-bit levels may lie in a wide container

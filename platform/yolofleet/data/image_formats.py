@@ -118,7 +118,8 @@ def format_of(data: bytes) -> tuple[str, Callable[[io.BytesIO], Image.Image]]:
 
 LARGE_PIXELS = 32_000_000
 """Of the images that are larger, a pool's users decode one at a time."""
-_REFERENCES_OF_A_FREE_BUFFER = 3  # the pool's list, the loop variable, and the argument of getrefcount
+_REFERENCES_OF_A_FREE_BUFFER = next(sys.getrefcount(buffer) for buffer in [np.empty(0, np.uint8)])
+"""A list and a loop variable, as in `BufferPool.take`; before Python 3.14 the argument of getrefcount counts, too."""
 _ROUNDING_BYTES = 1 << 16
 _MOST_WASTE = 2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -50,7 +51,8 @@ def verify(
     load = FORMATS.get(format_name).load
     if load is None:
         raise ExportError(f"{path}: format {format_name} cannot be run here; leave out --verify")
-    model, network = deploy(detector.model).cpu().eval(), load(path)
+    # A copy: the detector's own model stays where it is.
+    model, network = copy.deepcopy(deploy(detector.model)).cpu().eval(), load(path)
     if thresholds is None:
         return merge_comparisons([compare_decoded(model(batch), network(batch)) for batch in batches])
     return merge_comparisons(

@@ -13,7 +13,6 @@ steps 4 to 6, and the process that moves the alias next finishes them first.
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 import time
@@ -22,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.liveness import ProcessId
+from yolofleet.core.liveness import ProcessId, user_name
 from yolofleet.core.redaction import redact
 from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, TagStore, read_requests
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError, VersionGoneError
@@ -96,7 +95,7 @@ def move_alias(
         raise RegistryError(f"version {version} is @{alias} already: there is nothing to {action}")
     lock = PromotionLock(store)
     request = LockRequest(
-        alias, version, expected, action, redact(reason), getpass.getuser(), ProcessId.current(), forced=forced
+        alias, version, expected, action, redact(reason), user_name(), ProcessId.current(), forced=forced
     )
 
     def check_aliases(aliases: Mapping[str, int]) -> None:

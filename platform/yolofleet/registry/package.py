@@ -27,6 +27,7 @@ import re
 import shutil
 import struct
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -291,8 +292,18 @@ def _example_image() -> str:
 
 
 def is_pickle(path: Path) -> bool:
-    """Return whether a file is a pickle of protocol 2 or later, or a zip as torch.save writes it."""
+    """Return whether a file is a pickle of protocol 2 or later, or a zip as torch.save writes it.
+
+    One of 2,000 files of weights begins as a pickle does: the first bytes of safetensors are the length of its header.
+    """
+    from yolofleet.models.tensor_file import TensorFileError, read_header
+
     with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            with suppress(TensorFileError):
+                read_header(file)
+                return False
+            file.seek(0)
         head = file.read(2)
     return (len(head) == 2 and head[0] == 0x80 and head[1] in PICKLE_PROTOCOLS) or zipfile.is_zipfile(path)
 

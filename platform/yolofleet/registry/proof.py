@@ -202,7 +202,8 @@ def training_form_difference(folder: Path, detector: Detector) -> float:
     from yolofleet.models.deployment import deployed_form, half_weights, has_half_weights, prove, random_images
 
     model = load_training_form(folder, detector.card)
-    assert model is not None  # the caller has seen the file
+    if model is None:
+        raise UserError(f"{TRAINING_FORM} is missing")
     model.to(detector.device).eval()
     if has_half_weights(detector.model):  # what was folded and then rounded is compared with the same
         model = half_weights(deployed_form(model))

@@ -34,6 +34,8 @@ from yolofleet.storage.objects import (
 )
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+PASSING_CODES = ("SlowDown", "RequestTimeout", "Throttling", "ConditionalRequestConflict")
+"""Refusals after which the same request may succeed; in the last one another write of the object was under way."""
 READ_TIMEOUT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
 MOST_CONNECTIONS = 128
@@ -79,12 +81,16 @@ class S3Storage(Storage):
             patience_seconds=self.patience_seconds,
             is_transient=is_transient,
             longest_pause_seconds=LONGEST_PAUSE_SECONDS,
+            is_from_first_failure=True,  # what is large may take longer than the patience
         )
 
     def _translate(self, error: Exception, what: str, key: str) -> StorageError:
         """Translate a boto3 failure: what was tried, what came back, what to do."""
+        from boto3.exceptions import S3UploadFailedError
         from botocore import exceptions
 
+        if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
+            error = error.__context__  # what S3 has answered
         where = f"{self.url}/{key}".rstrip("/")
         endpoint = redact_url(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS")
         if isinstance(error, exceptions.ClientError):
@@ -102,7 +108,7 @@ class S3Storage(Storage):
                     f"{where}: {what} was refused by {endpoint} ({code}); check AWS_ACCESS_KEY_ID, "
                     "AWS_SECRET_ACCESS_KEY and the bucket's policy"
                 )
-            transient = status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling")
+            transient = status >= 500 or status == 429 or code in PASSING_CODES
             return StorageError(f"{where}: {what} failed at {endpoint}: {code} ({status})", transient=transient)
         if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
             return StorageError(
@@ -172,7 +178,7 @@ class S3Storage(Storage):
                 client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code")
-                if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+                if code in ("PreconditionFailed", "412"):
                     return False
                 if code != "NotImplemented":
                     raise
