@@ -311,5 +311,5 @@ def check_sha256(text: str | None) -> None:
     """Raise `RegistryError` for a text of a user that is not a sha256."""
     if text is not None and (len(text) != 64 or set(text) - set("0123456789abcdef")):
         raise RegistryError(
-            f"{text!r:.80} is not a sha256: 64 hexadecimal digits, as `yolofleet registry show` prints them"
+            f"{text!r:.80} is not a sha256: 64 hexadecimal digits, as proof_sha256 of `registry verify --json`"
         )

@@ -66,11 +66,11 @@ def _numbers(record: RunRecord) -> Iterator[Advice]:
 def _length(record: RunRecord) -> Iterator[Advice]:
     found, steps = record.evaluations, record.num_steps or 0
     ended = status_after(record.events) != "RUNNING"
-    told = f"It trained {plural(record.step, 'step')}" if ended else f"Its plan has {plural(steps, 'step')}"
+    length = f"It trained {plural(record.step, 'step')}" if ended else f"Its plan has {plural(steps, 'step')}"
     if 0 < steps < FEW_STEPS and (record.job is None or record.job.initial_weights is None):
         yield Advice(
             "Train for longer (epochs), or start from trained weights (initial_weights).",
-            f"{told}: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
+            f"{length}: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
         )
     if len(found) < 4 or (best := record.best) is None or not ended:
         return

@@ -147,6 +147,8 @@ def train_once(
             raise KeyboardInterrupt from error
         except Exception as error:  # Ray wraps a worker's failure in several types
             failure = error
+    if failure is not None or left is not None:
+        board.begin.remote("")  # nobody trains until the next start: their figures must not stay
     retry(
         run.check_lock,
         patience_seconds=STORAGE_PATIENCE_SECONDS,
