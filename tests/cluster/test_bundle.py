@@ -97,6 +97,11 @@ def test_a_search_travels_with_its_base_job(tmp_path: Path) -> None:
     )
     bundle = read_bundle(space, [])
     assert (bundle.kind, bundle.name, bundle.document["job"]["name"]) == ("tune", "s", "shapes")
+    for choice in (["a.yaml", "b.yaml"], {"a": {"model": {"spec": "a.yaml"}}, "b": {"epochs": 2}}):
+        of_files = {"name": "s", "job": "job.yaml", "parameters": {"model.spec": {"choice": choice}}}
+        space.write_text(yaml.safe_dump(of_files | {"budget": {"trials": 1}}))
+        with pytest.raises(UserError, match=r"parameters\.model\.spec chooses among model specs of this machine"):
+            read_bundle(space, [])
 
 
 @pytest.mark.parametrize("where", ["set", "an override"])

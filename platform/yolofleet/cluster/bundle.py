@@ -24,7 +24,8 @@ from yolofleet.core.redaction import redact
 from yolofleet.models.zoo import load_table
 from yolofleet.search.space import Space
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.search import load_search
+from yolofleet.specs.job_paths import flatten
+from yolofleet.specs.search import SearchSpec, load_search
 from yolofleet.specs.yaml_document import AnyFile, read_yaml, write_yaml
 
 SPEC_NAME = "spec.yaml"
@@ -127,6 +128,7 @@ def read_bundle(path: AnyFile, overrides: list[str]) -> Bundle:
     given = read_yaml(path)
     if isinstance(given, dict) and "parameters" in given:
         space = load_search(path, overrides)
+        check_choices(space, str(path))
         job = Space(space, source=str(path)).base_job.with_absolute_paths()
         fields, table = _without_local_files(job.document(), path)
         base = fields | {"name": space.job.get("name", space.name)}
@@ -180,6 +182,18 @@ def _without_local_files(job: dict[str, Any], path: AnyFile) -> tuple[dict[str, 
     if table is None:
         return job, None
     return job | {"model": job["model"] | {"spec": MODEL_NAME}}, read_model_table(table, f"{path}: model.spec")
+
+
+def check_choices(spec: SearchSpec, source: str) -> None:
+    """Raise `UserError` where a search chooses among files of this machine, which stay behind."""
+    for name, parameter in spec.parameters.items():
+        choices = parameter.choice
+        fields = [flatten(entry) for entry in choices.values()] if isinstance(choices, dict) else [{name: choices}]
+        if any("model.spec" in entry for entry in fields):
+            raise UserError(
+                f"{source}: parameters.{name} chooses among model specs of this machine, which the cluster does not "
+                "see; vary model.name, model.depth and the widths instead"
+            )
 
 
 def read_model_table(path: str, source: str) -> str:

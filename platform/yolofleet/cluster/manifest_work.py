@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from yolofleet.cluster.bundle import read_model_table
+from yolofleet.cluster.bundle import check_choices, read_model_table
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes, workers_in_pod
 from yolofleet.core.errors import UserError
 from yolofleet.core.registered_names import registered_uri
@@ -163,7 +163,7 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     space = Space(spec, source=source)
     job = space.base_job
     check_locations(job, prefix="job.")
-    _check_choices(spec, source)
+    check_choices(spec, source)
     demand = Demand.of_search(job.cluster, spec.concurrency or settings.trials)
     files, changes = _for_pods(job, settings)
     document = spec.document() | {"set": flatten(spec.set) | changes}
@@ -188,17 +188,6 @@ def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:
             yield job, profile_job(job, TYPICAL_CLASSES)
         except UserError:
             continue
-
-
-def _check_choices(spec: SearchSpec, source: str) -> None:
-    for name, parameter in spec.parameters.items():
-        choices = parameter.choice
-        fields = [flatten(entry) for entry in choices.values()] if isinstance(choices, dict) else [{name: choices}]
-        if any("model.spec" in entry for entry in fields):
-            raise UserError(
-                f"{source}: parameters.{name} chooses among model specs of this machine, which pods do not see; vary "
-                "model.name, model.depth and the widths instead"
-            )
 
 
 def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], dict[str, Any]]:
