@@ -212,8 +212,9 @@ def read_model_table(path: str, source: str) -> str:
         table, given = load_table(path), read_yaml(Path(path))
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    text = Path(path).read_text(encoding="utf-8-sig")
     is_derived = isinstance(given, dict) and "base" in given  # perhaps from a file that stays behind
-    text = write_yaml(table.document()) if is_derived else Path(path).read_text(encoding="utf-8-sig")
-    if redact(text) != text:
+    sent = write_yaml(table.document()) if is_derived else text
+    if redact(text) != text or redact(sent) != sent:
         raise UserError(f"{source}: {path}: holds a URL with a secret, and is sent with the job; leave it out")
-    return text
+    return sent
