@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.fetchers import FetcherCount, Fetchers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.storage import open_storage
@@ -83,6 +87,27 @@ def server() -> Iterator[FaultyProxy]:
         yield proxy
 
 
+@contextmanager
+def fetchers_end() -> Iterator[None]:
+    """End all fetchers that begin here: one whose attempt failed tries again later, on the server of another test."""
+    begun: weakref.WeakSet[Fetchers] = weakref.WeakSet()
+    begin, earlier = Fetchers.__init__, {*threading.enumerate()}
+
+    def noted(self: Fetchers, count: FetcherCount) -> None:
+        begin(self, count)
+        begun.add(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fetchers, "__init__", noted)
+        yield
+    for fetchers in list(begun):
+        fetchers.close()
+    for thread in {*threading.enumerate()} - earlier:
+        if thread.name == "fetcher":
+            thread.join(timeout=60)
+            assert not thread.is_alive(), "a fetcher goes on after its test"
+
+
 @pytest.fixture
 def s3(server: FaultyProxy, shards: Path) -> Iterator[FaultyProxy]:
     """The drawn dataset at s3://data/drawn, behind a proxy without faults yet."""
@@ -98,8 +123,9 @@ def s3(server: FaultyProxy, shards: Path) -> Iterator[FaultyProxy]:
                 out.put(path.relative_to(shards).as_posix(), path)
     server.num_matched = 0
     server.requests.clear()
-    yield server
-    server.plan, server.for_ever = [], None
-    for gate in server.gates.values():
-        gate.set()
-    server.gates.clear()
+    with fetchers_end():
+        yield server
+        server.plan, server.for_ever = [], None
+        for gate in server.gates.values():
+            gate.set()
+        server.gates.clear()

@@ -50,8 +50,9 @@ def test_processes_of_a_node_fetch_each_object_once(
     for number in range(len(local)):
         digest.update(local.read(number).image)
     assert digests == {digest.hexdigest()}
-    counts = Counter(request.path for request in s3.requests if request.path.endswith((".tar", ".index")))
-    assert set(counts.values()) == {1} and len(counts) == 2 * len(local.manifest.shards)
+    requests = [request for request in s3.requests if request.path.endswith((".tar", ".index"))]
+    counts = Counter(request.path for request in requests)
+    assert set(counts.values()) == {1} and len(counts) == 2 * len(local.manifest.shards), requests
 
 
 def test_a_fetcher_killed_in_the_middle_holds_nobody_up(
