@@ -139,6 +139,21 @@ def test_a_tight_cache_never_exceeds_its_bound_and_always_ends(
     assert 0 < most <= bound
 
 
+def test_no_object_gets_its_name_while_bytes_are_counted(s3: FaultyProxy, shards: Path, tmp_path: Path) -> None:
+    """A folder that is listed meanwhile may show neither its name nor that of its part: the cache grew too large."""
+    gate = s3.gates["shard-000000.tar"] = threading.Event()
+    dataset, entry = opened(tmp_path), ShardDataset(shards).manifest.shards[0]
+    part, content = tmp_path / f"{entry.sha256}.part", (shards / entry.tar_key).read_bytes()
+    dataset.prefetch([0])
+    wait_until(part.exists)
+    with CacheLocks(tmp_path / "lock").making_room():
+        gate.set()
+        wait_until(lambda: part.read_bytes() == content)
+        time.sleep(0.3)
+        assert part.exists() and not is_cached(tmp_path, dataset, 0)
+    wait_until(lambda: is_cached(tmp_path, dataset, 0))
+
+
 def test_what_is_wanted_is_not_evicted_for_what_is_fetched_ahead(s3: FaultyProxy, shards: Path, tmp_path: Path) -> None:
     """Two workers with room for four shards: the second waits until the first has moved on."""
     entries = ShardDataset(shards).manifest.shards

@@ -25,7 +25,6 @@ from yolofleet.data.cache_folder import (
     CacheLocks,
     CacheRoom,
     CacheSettings,
-    mark_unopened,
     open_file,
     own_folder,
 )
@@ -190,8 +189,7 @@ class ShardCache:
                             f"{wanted.most_bytes:,} with digest {wanted.sha256[:12]}...); they start with {start!r}"
                         )
                     os.fsync(target.fileno())  # its name says from now on that its bytes are there
-            mark_unopened(part)
-            part.replace(path)
+            self._room.keep(part, path)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise _TransientError(f"the disk of the cache {self._folder} is full") from error

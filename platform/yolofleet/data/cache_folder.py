@@ -267,13 +267,22 @@ class CacheRoom:
                 else:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def keep(self, part: Path, path: Path) -> None:
+        """Give an object that was fetched its name, with a note that nobody has opened it; `os.utime` takes that away.
+
+        A folder that is listed meanwhile may show neither name, so nobody counts its bytes at this moment.
+        """
+        with self._locks.making_room():
+            os.utime(part, (0, part.stat().st_mtime))
+            part.replace(path)
+
     def _files(self) -> Iterator[_File]:
         for entry in os.scandir(self._folder):
             if _FILE_NAME.fullmatch(entry.name):
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
-                    continue  # it got its name at this moment
+                    continue  # a part whose fetch failed at this moment
                 yield _File(Path(entry.path), status.st_size, status.st_mtime, status.st_atime > 0)
 
     def _make_room(self, files: list[_File], *, wanted_too: bool) -> Iterator[int]:
@@ -295,11 +304,6 @@ class CacheRoom:
             if may_evict:
                 file.path.unlink(missing_ok=True)
         return may_evict
-
-
-def mark_unopened(part: Path) -> None:
-    """Note on a file that nobody has opened it since it was fetched; `os.utime` takes the note away."""
-    os.utime(part, (0, part.stat().st_mtime))
 
 
 def _allocate(part: Path, num_bytes: int) -> bool:
