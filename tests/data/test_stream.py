@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
+import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +227,35 @@ def test_evaluation_letterboxes_can_be_undone(dataset: ShardDataset, rectangular
 def test_evaluation_refuses_a_size_that_the_model_cannot_take(dataset: ShardDataset) -> None:
     with pytest.raises(UserError, match="image_size 100 is not a multiple of the model's stride 32; take 96"):
         EvaluationStream(dataset, image_size=100, stride=32, batch_size=1)
+
+
+def test_the_number_of_open_shards_is_bounded(drawn: Path, build: Callable[..., object], tmp_path: Path) -> None:
+    """At least 16, as many as are asked for ahead, and never more than half of the files that a process may open."""
+    build(drawn / "instances.json", drawn / "images", tmp_path, shard_samples=1)
+    dataset = ShardDataset(tmp_path)
+    num_shards = len(dataset.manifest.shards)
+
+    def num_open() -> int:
+        paths = []
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # that of the listing itself
+                paths.append(os.readlink(f"/proc/self/fd/{name}"))
+        return sum(path.startswith(f"{tmp_path}/") for path in paths)
+
+    def read_all() -> int:
+        for number in range(len(dataset)):
+            assert dataset.read(number).image
+        return num_open()
+
+    assert num_shards > 40 and num_open() == 0 and read_all() == 16
+    dataset.prefetch(range(num_shards))
+    assert read_all() == num_shards
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _: (50, 4096))
+        dataset.prefetch(range(num_shards))
+    assert num_open() == 25 and read_all() == 25
+    dataset.prefetch([0])
+    assert num_open() == 16 and read_all() == 16
 
 
 def test_a_dataset_travels_to_another_process_and_reads_there(dataset: ShardDataset) -> None:

@@ -220,9 +220,12 @@ class ShardDataset:
             with self._lock:
                 descriptor = self._descriptors.setdefault(shard, descriptor)
                 self._descriptors.move_to_end(shard)
-                while len(self._descriptors) > self._most_open:
-                    self._descriptors.popitem(last=False)  # closed when its last reader lets go of it
+                self._close_longest_unused()
         return descriptor
+
+    def _close_longest_unused(self) -> None:
+        while len(self._descriptors) > self._most_open:
+            self._descriptors.popitem(last=False)  # closed when its last reader lets go of it
 
     def _open(self, entry: ShardEntry) -> int:
         local = self.storage.local_path(entry.tar_key)
@@ -262,7 +265,9 @@ class ShardDataset:
                 read: they are kept in the cache until a later call does not name them.
         """
         most_allowed = max(MOST_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._most_open = min(max(MOST_OPEN_SHARDS, len(set(shards))), most_allowed)
+        with self._lock:
+            self._most_open = min(max(MOST_OPEN_SHARDS, len(set(shards))), most_allowed)
+            self._close_longest_unused()
         if self.is_remote:
             self.cache.prefetch(self.storage, [self.manifest.shards[shard] for shard in shards])
 
