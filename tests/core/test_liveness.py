@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
-from yolofleet.core.liveness import LEASE_SECONDS, RENEWALS_PER_LEASE, LeaseWatch, ProcessId, _start_ticks
+import pytest
+
+from yolofleet.core.liveness import LEASE_SECONDS, RENEWALS_PER_LEASE, LeaseWatch, ProcessId, _start_ticks, user_name
+from yolofleet.training.supervision.admission import USER_VARIABLE, sender_name
 
 
 def test_the_end_of_a_process_of_this_host_is_seen() -> None:
@@ -53,3 +58,17 @@ def test_a_process_that_ended_but_was_not_waited_for_has_ended() -> None:
         time.sleep(0.01)
     assert process.has_ended() and child.returncode is None
     child.wait()
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 1234"), OSError("No username set")])
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As in a container that runs under any number; Python 3.13 raises another error than the versions before it."""
+
+    def nameless() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    monkeypatch.delenv(USER_VARIABLE, raising=False)
+    assert user_name() == sender_name() == f"user {os.getuid()}"
+    monkeypatch.setenv(USER_VARIABLE, "ada")
+    assert sender_name() == "ada"

@@ -139,6 +139,15 @@ def test_a_file_too_many_and_one_too_few_are_named(registered: tuple[str, Versio
     assert "notes.txt is not in the proof" in failed and "requirements.txt is missing" in failed
 
 
+def test_a_training_form_that_is_gone_is_a_failed_claim(registered: tuple[str, Version, Path]) -> None:
+    """Also where the digests of the files do not tell: its claim rests on the difference that the proof records."""
+    uri, version, files = registered
+    (files / "data/detector" / TRAINING_FORM).unlink()
+    found = verify(uri, version)
+    assert found.verdict == "failed" and outcomes(found)["training form"] == "failed"
+    assert f"training form: {TRAINING_FORM} is missing" in details(found, "failed")
+
+
 def test_a_planted_pickle_is_found(registered: tuple[str, Version, Path]) -> None:
     uri, version, files = registered
     (files / "code").mkdir()

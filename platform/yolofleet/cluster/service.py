@@ -24,7 +24,7 @@ from yolofleet.core.ray_runtime import use_token
 from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.core.text import first_line
-from yolofleet.training.supervision.admission import ADMITTED, SENT_VARIABLE, USER_VARIABLE, WAITING, user_name
+from yolofleet.training.supervision.admission import ADMITTED, SENT_VARIABLE, USER_VARIABLE, WAITING, sender_name
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -266,7 +266,7 @@ def _is_away(error: Exception) -> bool:
 
 def _sender() -> dict[str, str]:
     """Return what the cluster's queue has to know of the sender: whose quota counts, and when the job was sent."""
-    return {USER_VARIABLE: user_name(), SENT_VARIABLE: f"{time.time():.3f}"}
+    return {USER_VARIABLE: sender_name(), SENT_VARIABLE: f"{time.time():.3f}"}
 
 
 def waiting_reason(output: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.liveness import user_name
 from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import ClusterSpec
@@ -37,12 +37,9 @@ Ask = Callable[[Ticket], Answer]
 Request = Callable[[list[dict[str, float]]], object]
 
 
-def user_name() -> str:
+def sender_name() -> str:
     """Return who sent this job, else the user of this process."""
-    try:
-        return os.environ.get(USER_VARIABLE) or getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return f"user {os.getuid()}"
+    return os.environ.get(USER_VARIABLE) or user_name()
 
 
 def ticket_of(cluster: ClusterSpec, name: str, url: str, *, most: int, step: int = 1, shares: bool = False) -> Ticket:
@@ -62,7 +59,7 @@ def ticket_of(cluster: ClusterSpec, name: str, url: str, *, most: int, step: int
     return Ticket(
         id=f"{url} {os.getpid()} {ray.get_runtime_context().get_job_id()}",
         name=name,
-        user=user_name(),
+        user=sender_name(),
         project=cluster.project,
         priority=cluster.priority,
         arrival=max(float(sent), time.time() - LONGEST_START_SECONDS) if sent else 0.0,
