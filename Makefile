@@ -90,7 +90,7 @@ test: $(INSTALLED)  ## Lint, types, unit tests and tests of whole commands (twen
 	@echo "1 of 2: lint, types and unit tests, about three minutes on two cores"
 	@$(MAKE) --no-print-directory lint types unit
 	@echo "2 of 2: tests that start Ray, MLflow and whole commands, about fifteen minutes on two cores"
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
 
 test-full: $(INSTALLED)  ## Every test that this machine can run, two at a time, with times and what was skipped
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=0
