@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.fake_jobs import fake_jobs
 from yolofleet.cluster import service as jobs
 from yolofleet.cluster.follow import follow
 from yolofleet.cluster.sent_job import SentJob
@@ -70,10 +72,23 @@ def test_a_cluster_that_never_comes_back_is_given_up_with_the_way_on() -> None:
 
 def test_a_host_that_takes_a_connection_and_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "ANSWER_TIMEOUT_SECONDS", (1.0, 0.5))
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
-        monkeypatch.setenv(name, "")  # the service sets them, for Ray reads nothing else
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # the service sets it
     with socket.create_server(("127.0.0.1", 0)) as silent:
         taken: list[socket.socket] = []
         threading.Thread(target=lambda: taken.append(silent.accept()[0]), daemon=True).start()
         with pytest.raises(UserError, match="no Ray cluster answers there"):
             JobService(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("earlier", [None, "http://127.0.0.1:9"])
+def test_the_address_of_a_service_is_not_that_of_later_ones(
+    monkeypatch: pytest.MonkeyPatch, earlier: str | None
+) -> None:
+    """It stood in the environment from then on: a doctor that was asked about another cluster looked at this one."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    if earlier is not None:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", earlier)
+    with fake_jobs() as cluster:
+        assert JobService(cluster.address).jobs() == []
+    assert os.environ.get("RAY_API_SERVER_ADDRESS") == earlier

@@ -26,6 +26,7 @@ from yolofleet.core.retry import retry
 from yolofleet.core.text import first_line
 from yolofleet.training.supervision.admission import ADMITTED, SENT_VARIABLE, USER_VARIABLE, WAITING, sender_name
 
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
 """How long a connection, and each part of an answer, may take."""
@@ -65,9 +66,8 @@ class JobService:
     """
 
     def __init__(self, address: str | None) -> None:
-        self.address = _check_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
+        self.address = _check_address(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         use_token()
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray prefers it to the address that it is given
         from ray.job_submission import JobSubmissionClient
 
         class PatientClient(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types here
@@ -78,7 +78,7 @@ class JobService:
 
         for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self._user_errors():
+        with self._user_errors(), _address_in_environment(self.address):
             self._client = PatientClient(self.address)
 
     def send(self, bundle: Bundle, *, any_version: bool = False) -> tuple[SentJob, bool]:
@@ -258,6 +258,20 @@ def _check_address(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
     return address.rstrip("/")
+
+
+@contextmanager
+def _address_in_environment(address: str) -> Iterator[None]:
+    """Name the address in the environment, which Ray's client prefers to the one that it is given, for this block."""
+    earlier = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = earlier
 
 
 def _is_away(error: Exception) -> bool:
