@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -361,3 +362,27 @@ def test_a_report_comes_back_in_the_log_whatever_else_is_printed() -> None:
     assert isinstance(lost, Finding) and lost.verdict == "fail" and "pydantic" in lost.seen
     never = parse_report("", "the runtime environment could not be made")
     assert isinstance(never, Finding) and "could not be made" in never.seen
+
+
+@pytest.mark.parametrize("earlier", [None, "10.0.0.9:6379"])
+def test_the_environment_is_as_before_behind_a_doctor(monkeypatch: pytest.MonkeyPatch, earlier: str | None) -> None:
+    """Whatever happens while Ray is asked: later commands of the process would take the address for theirs."""
+    from yolofleet.cluster.doctor import access
+
+    def fails(**_: object) -> None:
+        seen.append(os.environ.get("RAY_ADDRESS"))
+        raise RuntimeError("versions differ")
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(access, "tune_connection", fails)
+    monkeypatch.setattr(access, "probe", lambda *_: None)
+    monkeypatch.setattr(access, "check_access", lambda *_: None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if earlier is not None:
+        monkeypatch.setenv("RAY_ADDRESS", earlier)
+    for address in (None, Address.parse("127.0.0.1:6379")):
+        report = access.examine_by_connection(address, None, lambda _: None)
+        assert report.exit_code == 1 and "versions differ" in report.findings[0].seen
+    assert seen == [None, "127.0.0.1:6379"]
+    assert os.environ.get("RAY_ADDRESS") == earlier

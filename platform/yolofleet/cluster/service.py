@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from yolofleet.cluster.bundle import Bundle
 from yolofleet.cluster.sent_job import SentJob, bundle_of, metadata_of, parse_job
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.ray_runtime import use_token
+from yolofleet.core.ray_runtime import environment_variable, use_token
 from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.core.text import first_line
@@ -78,7 +78,7 @@ class JobService:
 
         for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self._user_errors(), _address_in_environment(self.address):
+        with self._user_errors(), environment_variable(ADDRESS_VARIABLE, self.address):  # Ray prefers it
             self._client = PatientClient(self.address)
 
     def send(self, bundle: Bundle, *, any_version: bool = False) -> tuple[SentJob, bool]:
@@ -258,20 +258,6 @@ def _check_address(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
     return address.rstrip("/")
-
-
-@contextmanager
-def _address_in_environment(address: str) -> Iterator[None]:
-    """Name the address in the environment, which Ray's client prefers to the one that it is given, for this block."""
-    earlier = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = address
-    try:
-        yield
-    finally:
-        if earlier is None:
-            del os.environ[ADDRESS_VARIABLE]
-        else:
-            os.environ[ADDRESS_VARIABLE] = earlier
 
 
 def _is_away(error: Exception) -> bool:

@@ -191,11 +191,25 @@ def tune_connection(*, show_worker_output: bool = False, dashboard: bool = True)
     with ray_connection(show_worker_output=show_worker_output, dashboard=dashboard):
         import ray
 
-        own = "RAY_ADDRESS" not in os.environ
-        if own:  # trials' workers and Ray's cleaner must find this Ray and no other
-            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        try:
+        given = os.environ.get("RAY_ADDRESS")
+        address = ray.get_runtime_context().gcs_address if given is None else given
+        with environment_variable("RAY_ADDRESS", address):  # trials' workers and Ray's cleaner find this Ray, no other
             yield
-        finally:
-            if own:
-                del os.environ["RAY_ADDRESS"]
+
+
+@contextmanager
+def environment_variable(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable of this process's environment for a block, or leave it out of it (None)."""
+
+    def put(wanted: str | None) -> None:
+        if wanted is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = wanted
+
+    earlier = os.environ.get(name)
+    put(value)
+    try:
+        yield
+    finally:
+        put(earlier)

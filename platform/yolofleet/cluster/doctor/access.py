@@ -8,7 +8,6 @@ of a cluster only its dashboard can be reached.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from yolofleet.cluster.doctor.nodes import NoAnswer, await_answers
 from yolofleet.cluster.sent_job import SentJob
 from yolofleet.cluster.service import JobService
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.ray_runtime import own_token, tune_connection, use_token
+from yolofleet.core.ray_runtime import environment_variable, own_token, tune_connection, use_token
 from yolofleet.core.text import one_line
 from yolofleet.specs.job import JobSpec
 
@@ -46,7 +45,6 @@ def examine_by_connection(address: Address | None, job: JobSpec | None, notify: 
         job: What is to run there.
         notify: Called with the name of the next step.
     """
-    os.environ.pop("RAY_ADDRESS", None)
     if address is None:
         notify("starting a Ray on this machine")
         cure = "this machine has too little memory, no room in /tmp, or is too busy (then try again)"
@@ -56,8 +54,8 @@ def examine_by_connection(address: Address | None, job: JobSpec | None, notify: 
             return Report((refusal,), (NOT_EXAMINED,))
         use_token()
         cure = "use the cluster's image here; from outside of the cluster, its dashboard's address (http://HOST:8265)"
-        os.environ["RAY_ADDRESS"] = address.text
     with ExitStack() as stack:
+        stack.enter_context(environment_variable("RAY_ADDRESS", None if address is None else address.text))
         try:
             stack.enter_context(tune_connection(dashboard=False))
         except Exception as error:  # Ray raises a new kind for each way in which versions or addresses do not fit
