@@ -79,8 +79,8 @@ def save_labels(folder: Path, every: dict[str, list[Box]]) -> None:
 
 def voc(boxes: list[Box], filename: str) -> str:
     objects = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{x + 1!r}</xmin><ymin>{y + 1!r}</ymin>"
-        f"<xmax>{x + w!r}</xmax><ymax>{y + h!r}</ymax></bndbox></object>"
+        f"<object><name>{name}</name><bndbox><xmin>{x + 1:.12g}</xmin><ymin>{y + 1:.12g}</ymin>"
+        f"<xmax>{x + w:.12g}</xmax><ymax>{y + h:.12g}</ymax></bndbox></object>"
         for name, (x, y, w, h) in zip(NAMES, boxes, strict=False)
     )
     size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"

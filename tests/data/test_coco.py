@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from yolofleet.data.coco import AnnotationError, parse_coco
+from yolofleet.data.annotation import AnnotationError
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.sources import SourceDataset
 

@@ -21,7 +21,9 @@ from pycocotools import mask
 from data.exports import HEIGHT, NAMES, WIDTH, boxes_by_name, built, coco, draw, read, save_images, write_json
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.outline_box import box_of_outline
+from yolofleet.data.problems import ProblemLog
 
 FILES = ["p0.jpg", "p1.jpg", "p2.jpg"]
 Document = dict[str, Any]
@@ -112,6 +114,109 @@ def test_a_rotated_box_becomes_the_upright_one_around_it(export: tuple[Path, Doc
     assert np.allclose(source.records[0].boxes[0], expected) and counts == ({"box_rotated": 1} if degrees else {})
 
 
+@pytest.mark.parametrize(
+    "wrong", [[None] * 4, [-1, -1, 0, 0], [math.inf, math.inf, -math.inf, -math.inf], "x", [9, 9, -4, 5]]
+)
+@pytest.mark.parametrize("outline", ["fragment", "pairs", "pairs without a list", "OpenCV"])
+def test_an_unusable_box_is_that_of_the_sound_parts_of_its_outline(
+    export: tuple[Path, Document], outline: str, wrong: Any
+) -> None:
+    folder, document = export
+    expected = {name: draw(number)[1] for number, name in enumerate(FILES)}
+    for entry in document["annotations"]:
+        points = np.reshape(polygon(entry["bbox"]), (-1, 2)).tolist()
+        entry["bbox"] = wrong
+        entry["segmentation"] = {
+            "fragment": [[1.0, 2.0, 3.0, 4.0], np.ravel(points).tolist()],
+            "pairs": [points],
+            "pairs without a list": points,
+            "OpenCV": [[[point] for point in points]],
+        }[outline]
+    source, counts = read(write_json(folder / "a.json", document), folder / "images")
+    assert boxes_by_name(source) == expected and all(
+        isinstance(entry, list) and len(entry) == 1 for record in source.records for entry in record.segmentations
+    )
+    assert counts == {"box_from_outline": 9} | ({"segmentation_malformed": 9} if outline == "fragment" else {})
+
+
+def test_a_box_that_its_outline_fits_is_not_rotated_again(export: tuple[Path, Document]) -> None:
+    folder, document = export
+    expected = {name: draw(number)[1] for number, name in enumerate(FILES)}
+    for entry in document["annotations"]:
+        entry |= {"segmentation": [polygon(entry["bbox"])], "attributes": {"rotation": 45}}
+    source, counts = read(write_json(folder / "a.json", document), folder / "images")
+    assert boxes_by_name(source) == expected and not counts
+    for entry in document["annotations"]:  # the outline is that of the rotated box
+        x, y, width, height = entry["bbox"]
+        center, reach = np.array([x + width / 2, y + height / 2]), (width + height) / 2 / math.sqrt(2)
+        corners = center + reach * np.array([[-1, 0], [0, -1], [1, 0], [0, 1]])
+        entry["segmentation"] = [corners.ravel().tolist()]
+    assert read(write_json(folder / "b.json", document), folder / "images")[1] == {"box_rotated": 9}
+
+
+@pytest.mark.parametrize("has_size", [True, False])
+@pytest.mark.parametrize("gain", [2, 5])
+def test_the_box_of_a_mask_of_another_size_is_scaled(export: tuple[Path, Document], gain: int, has_size: bool) -> None:
+    folder, document = export
+    expected = {name: draw(number)[1] for number, name in enumerate(FILES)}
+    for entry in document["annotations"]:
+        x, y, width, height = (int(side) * gain for side in entry.pop("bbox"))
+        pixels = np.zeros((HEIGHT * gain, WIDTH * gain), np.uint8, order="F")
+        pixels[y : y + height, x : x + width] = 1
+        found = mask.encode(pixels)
+        entry["segmentation"] = {"size": found["size"], "counts": found["counts"].decode()}
+        entry.pop("area")
+    if not has_size:
+        for entry in document["images"]:
+            entry.pop("width")
+    path = write_json(folder / "a.json", document)
+    assert main(["data", "shard", str(path), str(folder / "images"), str(folder / "out")]) == 0
+    assert built(folder / "out") == expected
+    counted = json.loads((folder / "out" / "manifest.json").read_text())["problems"]
+    assert ("mask_of_other_size" if has_size else "image_size_scaled") in counted
+
+
+def test_a_mask_of_another_shape_gives_no_box_and_says_so(export: tuple[Path, Document]) -> None:
+    folder, document = export
+    for entry in document["annotations"][:2]:
+        entry["segmentation"] = {"size": [WIDTH, WIDTH], "counts": [100, 20, WIDTH * WIDTH - 120]}
+    document["annotations"][0].pop("bbox")
+    source, counts = read(write_json(folder / "a.json", document), folder / "images")
+    assert counts == {"box_mask_of_other_shape": 1, "mask_of_other_size": 1}
+    assert len(source.records[0].boxes) == 2 and source.records[0].segmentations == (None, None)
+
+
+READINGS: dict[str, tuple[Callable[[float, float, float, float], list[float]], str]] = {
+    "center": (lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], "the center, width and height"),
+    "corners": (lambda x, y, w, h: [x, y, x + w, y + h], "the corners x1, y1, x2, y2"),
+    "half": (lambda x, y, w, h: [x / 2, y / 2, w / 2, h / 2], "those of a copy, times 2 and 2"),
+    "percents": (lambda x, y, w, h: [x / 4, y / 3, w / 4, h / 3], "those of a copy, times 4 and 3"),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_box_that_contradicts_its_outline_is_told_with_what_fits(tmp_path: Path, reading: str) -> None:
+    save_images(tmp_path / "images", "a.jpg")
+    boxes = [[70.0, 40.0, 20.0, 16.0], [20.0, 60.0, 24.0, 12.0], [100.0, 20.0, 30.0, 30.0]]
+    document = coco([boxes], ["a.jpg"])
+    for entry in document["annotations"]:
+        entry |= {"segmentation": [polygon(entry["bbox"])], "bbox": READINGS[reading][0](*entry["bbox"])}
+    problems = ProblemLog()
+    source = parse_coco(json.dumps(document).encode(), "a.json", problems)
+    assert problems.counts["box_differs_from_outline"] == 3 and len(source.records[0].boxes) == 3
+    assert problems.examples["box_differs_from_outline"][0].endswith(f"; it fits as {READINGS[reading][1]}")
+    assert "annotation 1 of image 1 (a.jpg)" in problems.examples["box_differs_from_outline"][0]
+
+
+def test_boxes_that_all_lie_in_the_first_100_pixels_are_told(export: tuple[Path, Document]) -> None:
+    folder, document = export
+    document["annotations"] *= 2
+    assert "boxes_look_like_percents" not in read(write_json(folder / "a.json", document), folder / "images")[1]
+    for entry in document["annotations"]:
+        entry["bbox"] = [side * 100 / max(WIDTH, HEIGHT) for side in entry["bbox"]]
+    assert read(write_json(folder / "b.json", document), folder / "images")[1]["boxes_look_like_percents"] == 1
+
+
 # --- ids
 
 
@@ -132,6 +237,15 @@ IDS: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
     "hashes": (lambda number: f"{number:016x}", lambda number: f"{number:016x}"),
     "uuids": (lambda number: f"3f2a-{number}", lambda number: f"3f2a-{number}"),
     "unsigned": (lambda number: 2**64 - number, lambda number: 2**64 - number),
+    "floats of 64 bits": (lambda number: float(2**61 + 4096 * number), lambda number: float(2**61 + 4096 * number)),
+    "64 bits and floats": (lambda number: 2**61 + 1001 * number, lambda number: float(2**61 + 1001 * number)),
+    "numbers of UUIDs": (lambda number: 2**127 + number, lambda number: 2**127 + number),
+    "UUIDs and floats": (lambda number: 2**127 + 2**90 * number + 1, lambda number: float(2**127 + 2**90 * number + 1)),
+    "leading zeros": (int, lambda number: f"{number:06d}"),
+    "ids with leading zeros": (lambda number: f"{number:06d}", int),
+    "text of floats": (int, lambda number: f"{number}.0"),
+    "names of files": (int, lambda number: FILES[number - 1]),
+    "paths of files": (int, lambda number: FILES[number - 1].removesuffix(".jpg")),
 }
 
 
@@ -142,7 +256,44 @@ def test_ids_of_any_kind_meet(export: tuple[Path, Document], kind: str) -> None:
     source, counts = read(write_json(folder / "b.json", renamed(document, *IDS[kind])), folder / "images")
     assert boxes_by_name(source) == expected
     assert [record.image_id for record in source.records] == [1, 2, 3]
-    assert set(counts) <= {"image_id_renumbered"}
+    assert set(counts) <= {"image_id_renumbered", "ids_matched"}
+
+
+def test_a_float_that_may_be_either_of_two_ids_is_neither(export: tuple[Path, Document]) -> None:
+    folder, document = export
+    renamed(document, lambda number: 2**61 + number, lambda number: float(2**61 + number))
+    document["images"].append({"id": 2**61, "file_name": "p0.jpg"})
+    source, counts = read(write_json(folder / "a.json", document), folder / "images")
+    assert counts["annotation_without_image"] == 9 and not any(len(record.boxes) for record in source.records)
+
+
+def test_a_category_id_that_is_a_name_is_matched_and_told(export: tuple[Path, Document]) -> None:
+    folder, document = export
+    for entry in document["annotations"]:
+        entry["category_id"] = NAMES[entry["category_id"] - 1]
+    document["annotations"][0]["category_id"] = "purple"
+    source, counts = read(write_json(folder / "a.json", document), folder / "images")
+    assert [record.classes.tolist() for record in source.records] == [[1, 2], [0, 1, 2], [0, 1, 2]]
+    assert counts == {"ids_matched": 1, "category_malformed": 1}
+
+
+@pytest.mark.parametrize("value", ["", " ", None, False, 1.5, ["red"]])
+def test_a_category_without_a_usable_name_is_refused(export: tuple[Path, Document], value: Any) -> None:
+    folder, document = export
+    document["categories"][1]["name"] = value
+    with pytest.raises(UserError, match=r"categories: the name of id 2 is .*; write its name as text"):
+        read(write_json(folder / "a.json", document), folder / "images")
+
+
+@pytest.mark.parametrize("change", [{"file_name": 7}, {"file_name": None, "path": "/data/p0.jpg"}])
+def test_images_none_of_which_can_be_used_are_refused_with_an_example(
+    export: tuple[Path, Document], change: Document
+) -> None:
+    folder, document = export
+    for entry in document["images"]:
+        entry |= change
+    with pytest.raises(UserError, match=r"no usable image; nothing to read; image_malformed: 3 \(such as"):
+        read(write_json(folder / "a.json", document), folder / "images")
 
 
 @pytest.mark.parametrize("kind", [float, str, lambda number: NAMES[number - 1]])
@@ -351,6 +502,24 @@ def test_a_dataset_without_a_box_is_refused_with_its_cause(
     assert cause in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("num_crowds", "is_told"), [(4, False), (5, True), (8, True)])
+def test_a_dataset_that_is_mostly_crowds_is_told(
+    export: tuple[Path, Document], num_crowds: int, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, document = export
+    for entry in document["annotations"][:num_crowds]:
+        crowds(entry)
+    path = write_json(folder / "a.json", document)
+    for command in (
+        ["shard", str(path), str(folder / "images"), str(folder / "out")],
+        ["check", str(path), str(folder / "images")],
+    ):
+        assert main(["data", *command]) == 0
+        told = capsys.readouterr().err
+        assert (f"({num_crowds} crowds, {9 - num_crowds} other object" in told) is is_told
+        assert ("objects_mostly_crowds" in told) is is_told
+
+
 @pytest.mark.parametrize(("num_bad", "code"), [(2, 0), (5, 2)])
 def test_more_lost_boxes_than_allowed_are_an_error(
     export: tuple[Path, Document], num_bad: int, code: int, capsys: pytest.CaptureFixture[str]
@@ -367,9 +536,11 @@ def test_more_lost_boxes_than_allowed_are_an_error(
     assert main([*arguments, "--max-skipped", "0.9", "--split", "0.0-0.5"]) in (0, 2)
 
 
-def test_a_test_set_has_no_annotations(export: tuple[Path, Document]) -> None:
+@pytest.mark.parametrize("is_null", [False, True])
+def test_a_test_set_has_no_annotations(export: tuple[Path, Document], is_null: bool) -> None:
     folder, document = export
     document.pop("annotations")
+    document |= {"annotations": None} if is_null else {}
     path = write_json(folder / "image_info_test-dev2017.json", copy.deepcopy(document))
     assert main(["data", "shard", str(path), str(folder / "images"), str(folder / "out")]) == 0
     assert built(folder / "out") == {name: [] for name in FILES}

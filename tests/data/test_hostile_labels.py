@@ -20,7 +20,8 @@ from yolofleet.data.class_names import parse_class_names
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import LONGEST_EXAMPLE, ProblemLog
 from yolofleet.data.read_source import read_source
-from yolofleet.data.yolo import MOST_UNNAMED_CLASSES, parse_label_lines, usable_lines
+from yolofleet.data.voc import MOST_ELEMENTS, named_image
+from yolofleet.data.yolo import MOST_LABEL_LINES, MOST_UNNAMED_CLASSES, parse_label_lines, usable_lines
 from yolofleet.data.yolo_lines import LabelLine
 
 
@@ -261,3 +262,28 @@ def test_objects_that_nest_deeply_are_read_or_counted(tmp_path: Path) -> None:
     problems = ProblemLog()
     source, _ = read_source(str(tmp_path), str(tmp_path), problems)
     assert len(source.classes) == 1
+
+
+def test_a_label_file_of_very_many_lines_is_counted_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    for stem, num_lines in (("a", MOST_LABEL_LINES + 1), ("b", 1)):
+        (tmp_path / "images" / f"{stem}.jpg").write_bytes(image_bytes())
+        (tmp_path / "labels" / f"{stem}.txt").write_text("0 .5 .5 .5 .5\n" * num_lines)
+    problems = ProblemLog()
+    source, _ = read_source(str(tmp_path / "labels"), str(tmp_path / "images"), problems)
+    assert problems.examples["label_file_too_large"] == [f"a.txt: {MOST_LABEL_LINES + 1:,} lines"]
+    assert [len(record.boxes) for record in source.records if record.file_name == "b.jpg"] == [1]
+
+
+@pytest.mark.parametrize(
+    "inside", [b"<a>" * 70 + b"</a>" * 70, b"<a/>" * (MOST_ELEMENTS + 1)], ids=["deep", "many elements"]
+)
+def test_an_xml_file_of_too_many_elements_is_none_of_voc(tmp_path: Path, inside: bytes) -> None:
+    (tmp_path / "a.xml").write_bytes(b"<annotation><filename>a.jpg</filename>" + inside + b"</annotation>")
+    (tmp_path / "a.jpg").write_bytes(image_bytes())
+    problems = ProblemLog()
+    with pytest.raises(UserError):
+        read_source(str(tmp_path), None, problems)
+    assert "nested deeper than 64" in problems.examples["annotation_malformed"][0]
+    assert named_image((tmp_path / "a.xml").read_bytes()) == ""

@@ -206,9 +206,12 @@ def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
     plain_yolo(tmp_path, images)
     images[0].save(tmp_path / "images/more/stray.jpg")
     write_lines(tmp_path / "labels/train/gone.txt", ["0 0.5 0.5 0.1 0.1"])
-    notes = " ".join(find(tmp_path)[0].notes)
+    write_lines(tmp_path / "labels/test/gone.txt", ["0 0.5 0.5 0.1 0.1"])
+    layout, _, problems = find(tmp_path)
+    notes = " ".join(layout.notes)
     assert "1 image is in no folder of a split" in notes and "images/more/stray.jpg" in notes
-    assert "1 label file has no image, such as labels/train/gone.txt" in notes
+    assert "1 label file is of no image of these splits, such as labels/test/gone.txt" in notes
+    assert problems.examples["label_without_image"] == ["labels/train/gone.txt"]
 
 
 def test_splits_of_voc_that_name_different_classes_get_those_of_both(tmp_path: Path) -> None:
@@ -230,9 +233,10 @@ def test_lists_of_images_are_found_by_the_ends_of_their_paths(tmp_path: Path) ->
     write_lines(tmp_path / "yolo/train.txt", listed[:5])
     write_lines(tmp_path / "yolo/val.txt", [*listed[5:], "gone.png"])
     write_lines(tmp_path / "yolo/data.yaml", ["train: train.txt", "val: val.txt", "names: [cat, dog, bird]"])
-    layout, splits, _ = find(tmp_path / "yolo")
-    assert boxes_of(splits["train"]) == truth(images[:5]) and boxes_of(splits["val"]) == truth(images[5:])
-    assert "val.txt: 1 listed image is missing, such as 'gone.png'" in layout.notes
+    _, splits, _ = find(tmp_path / "yolo")
+    assert boxes_of(splits["train"]) == truth(images[:5])
+    assert boxes_of(splits["val"]) == {**truth(images[5:]), "photo_gone": []}
+    assert splits["val"].image_keys().count(None) == 1, "what is listed and missing is a lost image"
 
 
 def test_equal_names_in_two_splits_are_told_apart_by_the_split(tmp_path: Path) -> None:

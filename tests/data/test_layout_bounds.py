@@ -15,7 +15,8 @@ from data import tool_exports
 from data.folders import draw, halves, plain_yolo, write_json, write_lines
 from data.found import boxes_of, find, truth
 from yolofleet.core.errors import UserError
-from yolofleet.data.file_tree import pair_labels, split_of
+from yolofleet.data.file_finder import LONGEST_NAME, name_parts
+from yolofleet.data.file_tree import FileTree, pair_labels, split_of
 from yolofleet.data.find_layout import find_layout
 from yolofleet.data.layout_reader import assign_splits, name_share, validation_names
 from yolofleet.data.records import ImageRecord
@@ -120,6 +121,19 @@ def test_copies_of_one_image_stay_together_and_the_share_is_kept() -> None:
     assert 0.18 < len(validation_names(many, 0.2)) / len(many) < 0.22
 
 
+@pytest.mark.parametrize("num_samples", [2, 4, 50])
+def test_samples_in_folders_of_their_own_can_be_split(num_samples: int) -> None:
+    names = [f"s{number}/{side}.jpg" for number in range(num_samples) for side in ("left", "right")[: num_samples // 2]]
+    assert 0 < len(validation_names(tuple(map(record, names)), 0.3)) < len(names)
+
+
+def test_copies_in_folders_of_their_own_stay_with_their_images() -> None:
+    names = [f"{folder}/{number}.jpg" for folder in ("plain", "turned", "dark") for number in range(20)]
+    chosen = validation_names(tuple(map(record, names)), 0.3)
+    numbers = {name.partition("/")[2] for name in chosen}
+    assert 0 < len(chosen) < len(names) and chosen == {name for name in names if name.partition("/")[2] in numbers}
+
+
 def test_validation_gets_an_image_with_objects_even_where_the_hash_gives_it_none() -> None:
     records = tuple(record(f"{number}.jpg", num_boxes=int(number < 2)) for number in range(200))
     chosen = validation_names(records, 0.01)
@@ -194,3 +208,15 @@ def test_whatever_lies_in_a_folder_its_files_alone_are_named_or_it_is_refused(
         assert layout.splits
         for part in layout.splits.values():
             assert {*part.images.values(), *part.labels.values()} <= set(keys)
+
+
+def test_very_long_paths_and_very_many_cost_little(tmp_path: Path) -> None:
+    tree = FileTree(["images/a.jpg", "images/b.jpg", "images-2/c.jpg", "train/d.jpg"])
+    assert tree.images_named("b/" * 5000 + "train", [""], lambda key: b"") == (["train/d.jpg"], [])
+    assert tree.images_named("images", [""], lambda key: b"") == (["images/a.jpg", "images/b.jpg"], [])
+    assert tree.images_named("images/a.jpg", [""], lambda key: b"") == (["images/a.jpg"], [])
+    assert name_parts("a" + "\u0315\u0300" * LONGEST_NAME) == []
+    draw(1)[0].save(tmp_path / "photo_000.jpg")
+    (tmp_path / "data.yaml").write_text(f"names: [a]\ntrain: [{'zz, ' * 2000}]\n")
+    with pytest.raises(UserError, match=r"train: 2,000 paths, at most 1,000"):
+        find(tmp_path)

@@ -16,6 +16,7 @@ from data.exports import NAMES
 from yolofleet.cli.main import main
 from yolofleet.data.check import check_dataset
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.decode import decode_image, exif_orientation
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
 from yolofleet.evaluation.images import read_image
@@ -57,7 +58,11 @@ def write_labels(folder: Path, kind: str, name: str, size: tuple[int, int], box:
         (labels / f"{name}.txt").write_text(f"0 {' '.join(map(repr, shares))}\n")
         return labels
     if kind == "voc":
-        corners = f"<xmin>{x + 1!r}</xmin><ymin>{y + 1!r}</ymin><xmax>{x + across!r}</xmax><ymax>{y + down!r}</ymax>"
+        edges = [x, y, x + across, y + down]
+        if all(float(edge).is_integer() for edge in edges):  # pixels, counted from 1
+            edges = [int(x) + 1, int(y) + 1, int(x + across), int(y + down)]
+        names = ("xmin", "ymin", "xmax", "ymax")
+        corners = "".join(f"<{side}>{edge!r}</{side}>" for side, edge in zip(names, edges, strict=True))
         sides = f"<size><width>{width}</width><height>{height}</height></size>"
         body = f"<filename>{name}.jpg</filename>{sides}<object><name>red</name><bndbox>{corners}</bndbox></object>"
         (labels / f"{name}.xml").write_text(f"<annotation>{body}</annotation>")
@@ -124,7 +129,9 @@ def test_the_size_of_a_scaled_copy_says_which_way_up_its_boxes_are(
         (record,) = check_dataset(source, store, problems).records
         assert (record.width, record.height, record.upright) == (*size, upright)
         assert np.abs(record.boxes[0] - BOX).max() < 1e-6
-        assert problems.counts == {"image_size_scaled": 1, "image_turned" if upright else "image_exif_ignored": 1}
+        counts = {"image_size_scaled": 1, "image_turned" if upright else "image_exif_ignored": 1}
+        has_decimals = kind == "voc" and any(number % 1 for number in box)
+        assert problems.counts == counts | ({"corners_with_decimals": 1} if has_decimals else {})
 
 
 @pytest.mark.parametrize(
@@ -192,3 +199,18 @@ def test_a_record_of_an_older_shard_turns_by_its_size() -> None:
             turned = orientation >= 5 and size[0] != size[1]
             assert shown.shape[:2] == ((size[0], size[1]) if turned else (size[1], size[0]))
             assert turned or (shown == pixels).all()
+
+
+@pytest.mark.parametrize("num_segments", [0, 1, 3, 255])
+def test_the_orientation_is_found_behind_a_large_colour_profile(num_segments: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (24, 16), "red").save(data, "JPEG", exif=exif)
+    head, size = b"\xff\xe2" + (60_016).to_bytes(2, "big") + b"ICC_PROFILE\0", bytes(60_000)
+    profile = b"".join(head + bytes([number, num_segments]) + size for number in range(1, num_segments + 1))
+    stored = data.getvalue()[:2] + profile + data.getvalue()[2:]
+    assert exif_orientation(stored) == 6 and decode_image(stored).shape == (24, 16, 3)
+    plain = io.BytesIO()
+    Image.new("RGB", (24, 16), "red").save(plain, "JPEG", comment=b"Exif\0\0")
+    assert exif_orientation(plain.getvalue()) == 1

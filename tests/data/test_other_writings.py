@@ -192,6 +192,15 @@ FOREIGN: dict[str, tuple[str, Any]] = {
     "CreateML": ("a.json", [{"image": "a.jpg", "annotations": [{"label": "red", "coordinates": {"x": 1}}]}]),
     "FiftyOne": ("a.json", {"samples": [{"filepath": "a.jpg", "detections": [{"bounding_box": [0, 0, 1, 1]}]}]}),
     "VIA": ("a.json", {"_via_settings": {}, "_via_img_metadata": {}}),
+    "Darwin": ("a.json", {"version": "2.0", "item": {"slots": []}, "annotations": [{"bounding_box": {"h": 1}}]}),
+    "Scale": ("a.json", [{"task_id": "1", "response": {"annotations": [{"left": 1, "top": 2}]}}]),
+    "BDD": ("a.json", [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]}]),
+    "VoTT": ("a.json", {"assets": {"a": {"asset": {"name": "a.jpg"}, "regions": [{"boundingBox": {"left": 3}}]}}}),
+    "CrowdHuman": ("a.odgt", {"ID": "a", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3, 4]}]}),
+    "Ultralytics": ("a.ndjson", {"type": "dataset", "task": "detect", "class_names": {"0": "red"}}),
+    "Labelbox": ("a.ndjson", {"data_row": {"external_id": "a.jpg"}, "projects": {}}),
+    "SageMaker": ("a.manifest", {"source-ref": "s3://x/a.jpg", "bb": {"annotations": []}}),
+    "dlib": ("a.xml", "<dataset><images><image file='a.jpg'><box top='1'/></image></images></dataset>"),
 }
 
 
@@ -202,7 +211,9 @@ def test_a_file_of_another_tool_is_known_by_every_command(
     name, document = FOREIGN[tool]
     save_images(tmp_path, "x.jpg")
     path = write_json(tmp_path / name, document)
-    (tmp_path / "b.json").write_text(path.read_text())
+    if isinstance(document, str):
+        path.write_text(document)
+    (tmp_path / f"b{path.suffix}").write_text(path.read_text())
     for arguments in (
         ["data", "shard", str(path), str(tmp_path), str(tmp_path / "out")],
         ["data", "check", str(tmp_path), str(tmp_path)],
@@ -243,6 +254,23 @@ def test_a_zip_with_backslashes_is_read_and_leads_nowhere_else(tmp_path: Path) -
     } == (dict(zip(FILES, every, strict=True)))
     problems = json.loads((tmp_path / "out" / "manifest.json").read_text())["problems"]
     assert problems["file_name_unusable"]["count"] == 1
+
+
+def test_a_zip_in_which_some_names_have_backslashes_is_read_whole(tmp_path: Path) -> None:
+    every = save_images(tmp_path / "images", *FILES)
+    images = [(f"set/images/{name}", (tmp_path / "images" / name).read_bytes()) for name in FILES]
+    document = json.dumps(coco(every, FILES)).encode()
+    path = pack(tmp_path / "set.zip", [("set\\notes\\", b""), ("set\\notes\\a.json", document), *images])
+    problems = ProblemLog()
+    keys = [entry.key for entry in ZipFolder(path, problems).list()]
+    assert keys == [*(name for name, _ in images), "set/notes/a.json"] and not problems.counts
+
+
+def test_an_archive_in_an_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = pack(tmp_path / "inner.zip", [("images/a.jpg", b"x")])
+    path = pack(tmp_path / "outer.zip", [("export/inner.zip", inner.read_bytes())])
+    assert main(["data", "shard", str(path), "-", str(tmp_path / "out")]) == 2
+    assert "unpack the archive in it, and name that: export/inner.zip" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.exports import boxes_by_name, built, draw, read, save_images, voc
@@ -74,7 +76,7 @@ def test_class_names_that_are_there_twice_are_refused(tmp_path: Path, capsys: py
     assert "'red' is there twice" in capsys.readouterr().err
 
 
-def drawn_object(corners: tuple[int, ...]) -> str:
+def drawn_object(corners: tuple[object, ...]) -> str:
     names = ("xmin", "ymin", "xmax", "ymax")
     sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(names, corners, strict=True))
     return f"<object><name>red</name><bndbox>{sides}</bndbox></object>"
@@ -99,6 +101,62 @@ def test_corners_counted_from_0_are_read_as_edges(
     source, counts = read(tmp_path / "xml", tmp_path / "images")
     assert counts == ({"corners_from_zero": num_counted} if num_counted else {})
     assert boxes_by_name(source) == {f"{stem}.jpg": [box] for stem, box in zip("ab", expected, strict=True)}
+
+
+def annotation(*objects: str) -> str:
+    return f"<annotation><size><width>160</width><height>120</height></size>{''.join(objects)}</annotation>"
+
+
+@pytest.mark.parametrize(
+    ("corners", "expected", "counts"),
+    [
+        (["58.25 23.5 103.5 55.25"], [[58.25, 23.5, 45.25, 31.75]], {"corners_with_decimals": 1}),
+        (["58.25 23 103 55", "1 9 20 30"], [[58.25, 23, 44.75, 32], [1, 9, 19, 21]], {"corners_with_decimals": 1}),
+        (["58.0 23.0 103.0 55.0"], [[58, 23, 45, 32]], {"corners_unclear": 1}),
+        (
+            ["0.0 23.0 103.0 55.0", "58.0 23.0 103.0 55.0"],
+            [[0, 23, 103, 32], [58, 23, 45, 32]],
+            {"corners_from_zero": 1},
+        ),
+        (
+            ["58.0 23.0 103.0 55.0"] * 11 + ["9.0 1.0 20.0 30.0"],
+            [[58, 23, 45, 32]] * 11 + [[9, 1, 11, 29]],
+            {"corners_unclear": 1},
+        ),
+        (["1.0 24.0 103.0 55.0", "59.0 24.0 103.0 55.0"], [[0, 23, 103, 32], [58, 23, 45, 32]], {}),
+        (["59 24 103 55"], [[58, 23, 45, 32]], {}),
+        (
+            ["59 24 103 55"] * 20 + ["59.5 24 103 55"],
+            [[58, 23, 45, 32]] * 20 + [[58.5, 23, 44.5, 32]],
+            {"corners_with_decimals": 1},
+        ),
+    ],
+)
+def test_corners_with_decimals_are_edges_unless_the_whole_source_says_pixels(
+    tmp_path: Path, corners: list[str], expected: list[list[float]], counts: dict[str, int]
+) -> None:
+    save_images(tmp_path / "images", "a.jpg")
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml" / "a.xml").write_text(annotation(*(drawn_object(tuple(box.split())) for box in corners)))
+    source, counted = read(tmp_path / "xml", tmp_path / "images")
+    assert source.records[0].boxes.tolist() == expected and counted == counts
+
+
+def test_a_rotated_box_of_ro_label_img_becomes_the_upright_one_around_it(tmp_path: Path) -> None:
+    sides = "<cx>80.5</cx><cy>60</cy><w>40</w><h>20</h>"
+    rotated = f"<object><name>red</name><robndbox>{sides}<angle>{{}}</angle></robndbox></object>"
+    save_images(tmp_path / "images", "a.jpg")
+    (tmp_path / "xml").mkdir()
+    objects = [rotated.format(angle) for angle in (0, math.pi / 2, math.pi / 6)]
+    (tmp_path / "xml" / "a.xml").write_text(annotation(*objects, drawn_object((59, 24, 103, 55))))
+    source, counts = read(tmp_path / "xml", tmp_path / "images")
+    width, height = 40 * math.cos(math.pi / 6) + 10, 20 + 20 * math.cos(math.pi / 6)
+    tilted = [80.5 - width / 2, 60 - height / 2, width, height]
+    expected = [[60.5, 50, 40, 20], [70.5, 40, 20, 40], tilted, [58, 23, 45, 32]]
+    assert np.allclose(source.records[0].boxes, expected) and counts == {"box_rotated": 3}
+    (tmp_path / "xml" / "a.xml").write_text(annotation(rotated.format("nan"), rotated.format("inf"), rotated.format(0)))
+    source, counts = read(tmp_path / "xml", tmp_path / "images")
+    assert len(source.records[0].boxes) == 1 and counts["box_malformed"] + counts["box_not_finite"] == 2
 
 
 @pytest.mark.parametrize("encoding", ["gb2312", "GBK", "gb18030", "Big5", "Shift-JIS", "EUC-JP", "euc-kr", "UTF-16"])

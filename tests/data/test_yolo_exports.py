@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.exports import NAMES, boxes_by_name, built, read, save_images, save_labels, yolo_line
+from data.exports import boxes_by_name, built, read, save_images, save_labels, yolo_line
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.data.problems import ProblemLog
@@ -45,7 +46,7 @@ def test_the_box_of_a_line_with_key_points_is_its_first_four_numbers(
     (folder / "names.yaml").write_text(f"names: [red, green, blue]\nkpt_shape: [{count}, {dimensions}]\n")
     source, counts = read(folder / "labels", folder / "images", folder / "names.yaml" if stated else None)
     assert boxes_by_name(source) == dict(zip(("a.jpg", "b.jpg"), every, strict=True))
-    assert counts == {"key_points_left_out": 6}
+    assert counts == {"key_points_left_out": 6} | ({} if stated else {"class_names_missing": 1})
     assert all(polygon is None for record in source.records for polygon in record.segmentations)
 
 
@@ -115,6 +116,35 @@ def test_lines_that_cannot_be_read_say_what_they_look_like(
     assert look in capsys.readouterr().err
 
 
+OUTLINES = {
+    "a box of which nothing is lost": ("0 0.5 0.5 1.0005 0.5", [-0.04, 30.0, 160.08, 60.0], 0),
+    "a polygon by less than a pixel": ("0 0.5 0.25 1.0005 0.25 1.0005 0.75 0.5 0.75", [80.0, 30.0, 80.08, 60.0], 0),
+    "a polygon by more": ("0 0.5 0.25 1.05 0.25 1.05 0.75 0.5 0.75", [80.0, 30.0, 80.0, 60.0], 1),
+    "a corner of an oriented box": ("0 0.9 0.2 1.05 0.5 0.9 0.8 0.75 0.5", [120.0, 24.0, 40.0, 72.0], 1),
+    "a whole outline": ("0 1.02 0.2 1.08 0.2 1.08 0.5 1.02 0.5", None, 0),
+    "one that is too far outside": ("0 0.5 0.25 1.2 0.25 1.2 0.75 0.5 0.75", None, 0),
+}
+
+
+@pytest.mark.parametrize("case", OUTLINES)
+def test_what_reaches_a_little_out_of_its_image_is_clipped_and_not_lost(folder: Path, case: str) -> None:
+    line, box, clipped = OUTLINES[case]
+    inside = save_images(folder / "images", "a.jpg")[0]
+    (folder / "labels" / "a.txt").write_text(f"{line}\n{yolo_line(1, inside[0])}\n")
+    assert main(["data", "shard", str(folder / "labels"), str(folder / "images"), str(folder / "out")]) == 0
+    assert built(folder / "out")["a.jpg"] == [*([box] if box is not None else []), inside[0]]
+    problems = json.loads((folder / "out" / "manifest.json").read_text())["problems"]
+    assert problems.get("box_clipped", {"count": 0})["count"] == clipped
+
+
+def test_the_box_of_an_outline_that_leaves_its_image_is_that_of_its_visible_part(folder: Path) -> None:
+    save_images(folder / "images", "a.jpg")
+    (folder / "labels" / "a.txt").write_text("0 0.9 0.0 1.1 0.5 0.9 0.2 0.8 0.1\n")
+    assert main(["data", "shard", str(folder / "labels"), str(folder / "images"), str(folder / "out")]) == 0
+    (box,) = built(folder / "out")["a.jpg"]
+    assert np.allclose(box, [128.0, 0.0, 32.0, 42.0])  # and not down to the corner outside, at 60
+
+
 def test_corners_in_place_of_centre_and_sides_are_told(folder: Path) -> None:
     save_images(folder / "images", "a.jpg")
     rows = [f"0 {x} {y} {x + 0.2} {y + 0.3}" for x in (0.1, 0.3, 0.5) for y in (0.1, 0.4)]
@@ -130,7 +160,8 @@ def test_images_named_like_lists_keep_their_labels(folder: Path) -> None:
     every = dict(zip(stems, save_images(folder / "images", *(f"{stem}.jpg" for stem in stems)), strict=True))
     save_labels(folder / "labels", every)
     source, counts = read(folder / "labels", folder / "images")
-    assert boxes_by_name(source) == {f"{stem}.jpg": boxes for stem, boxes in every.items()} and not counts
+    assert boxes_by_name(source) == {f"{stem}.jpg": boxes for stem, boxes in every.items()}
+    assert counts == {"class_names_missing": 1}
 
 
 def test_labels_are_found_in_other_forms_of_the_names_and_lost_ones_are_told(folder: Path) -> None:
@@ -141,7 +172,12 @@ def test_labels_are_found_in_other_forms_of_the_names_and_lost_ones_are_told(fol
     source, counts = read(folder / "labels", folder / "images")
     found = boxes_by_name(source)
     assert [found[name] for name in names] == [*every[:3], []]
-    assert counts == {"file_name_repaired": 3, "label_file_missing": 1, "label_without_image": 1}
+    assert counts == {
+        "file_name_repaired": 3,
+        "label_file_missing": 1,
+        "label_without_image": len(every[3]),
+        "class_names_missing": 1,
+    }
 
 
 def test_litter_is_no_image_and_no_label(folder: Path) -> None:
@@ -152,7 +188,7 @@ def test_litter_is_no_image_and_no_label(folder: Path) -> None:
     (folder / "images" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     source, counts = read(folder / "labels", folder / "images")
     assert boxes_by_name(source) == {"a.jpg": every[0]}
-    assert counts == {"file_hidden": 7, "file_not_image": 1}
+    assert counts == {"file_hidden": 7, "file_not_image": 1, "class_names_missing": 1}
 
 
 def test_nothing_fits_is_refused_with_both_names(folder: Path) -> None:
@@ -162,122 +198,11 @@ def test_nothing_fits_is_refused_with_both_names(folder: Path) -> None:
         read(folder / "labels", folder / "images")
 
 
-# --- names of classes
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.txt", "red\n\nblue\n", "line 2 is blank"),
-        ("a.yaml", 'names: [red, "", blue]', "class 1 is ''"),
-        ("a.yaml", "names: {0: red, 1: , 2: blue}", "class 1 is None"),
-        ("a.yaml", "names: [red, true, blue]", "class 1 is True"),
-        ("a.yaml", "names: [red, 1.50, blue]", "class 1 is 1.5"),
-        ("a.yaml", "names: {0: red, 2: blue}", "the numbers must be 0, 1, 2"),
-        ("a.yaml", "nc: 5\nnames: [red, green, blue]", "nc is 5, but names holds 3"),
-        ("a.yaml", "names: [red]\nkpt_shape: [17]", r"kpt_shape is \[17\]"),
-        ("a.yaml", "names: [red, 007]", "octal"),
-    ],
-)
-def test_names_that_would_move_up_are_refused(folder: Path, name: str, text: str, message: str) -> None:
-    save_images(folder / "images", "a.jpg")
-    (folder / name).write_text(text)
-    with pytest.raises(UserError, match=message):
-        read(folder / "labels", folder / "images", folder / name)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("names: [yes, no, on]", ["yes", "no", "on"]),
-        ('names: {"0": red, "1": green}', ["red", "green"]),
-        ("nc: 2\nnames: [7, x]", ["7", "x"]),
-    ],
-)
-def test_names_are_kept_as_written(folder: Path, text: str, names: list[str]) -> None:
-    save_labels(folder / "labels", {"a": save_images(folder / "images", "a.jpg")[0][:2]})
-    (folder / "data.yaml").write_text(text)
-    source, _ = read(folder / "labels", folder / "images", folder / "data.yaml")
-    assert [entry.name for entry in source.classes] == names
-
-
-@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
-def test_names_among_the_labels_are_used_and_repeated_ones_told(folder: Path, name: str) -> None:
-    save_labels(folder / "labels", {"a": save_images(folder / "images", "a.jpg")[0]})
-    (folder / "labels" / name).write_text("apple\nbanana\napple\n")
-    source, counts = read(folder / "labels", folder / "images")
-    assert [entry.name for entry in source.classes] == ["apple", "banana", "apple"]
-    assert counts == {"class_names_found": 1, "class_names_repeated": 1}
-
-
-# --- data.yaml
-
-
-LAYOUTS = {
-    "ultralytics": ("{split}/{name}", "images", "labels", "path: .\ntrain: images/train\nval: images/val\n"),
-    "absolute": ("{split}/{name}", "images", "labels", "path: /content/set\ntrain: images/train\nval: [images/val]\n"),
-    "roboflow": ("{name}", "{split}/images", "{split}/labels", "train: ../train/images\nval: ../val/images\n"),
-    "colab": (
-        "{name}",
-        "{split}/images",
-        "{split}/labels",
-        "train: /content/x/train/images\nval: /content/x/val/images\n",
-    ),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("split", ["-", "train", "val"])
-def test_data_yaml_is_one_source_of_all_splits_or_of_one(folder: Path, layout: str, split: str) -> None:
-    inner, images, labels, text = LAYOUTS[layout]
-    expected = {}
-    for part, stems in (("train", "ab"), ("val", "c")):
-        names = [inner.format(split=part, name=stem) for stem in stems]
-        where = folder / "set" / images.format(split=part)
-        every = save_images(where, *(f"{name}.jpg" for name in names))
-        save_labels(folder / "set" / labels.format(split=part), dict(zip(names, every, strict=True)))
-        if split in ("-", part):
-            keys = [(where / f"{name}.jpg").relative_to(folder / "set").as_posix() for name in names]
-            expected |= dict(zip(keys, every, strict=True))
-    (folder / "set" / "data.yaml").write_text(f"{text}nc: 3\nnames: [red, green, blue]\n")
-    assert main(["data", "shard", str(folder / "set" / "data.yaml"), split, str(folder / "out"), "--json"]) == 0
-    assert built(folder / "out") == expected
-    source, counts = read(folder / "set" / "data.yaml", None if split == "-" else split)
-    assert counts == {} and [entry.name for entry in source.classes] == list(NAMES)
-
-
-def test_data_yaml_may_name_lists_of_images(folder: Path) -> None:
-    names = ["images/a.jpg", "images/b.jpg", "images/c.jpg"]
-    every = save_images(folder, *names)
-    save_labels(folder / "labels", dict(zip("abc", every, strict=True)))
-    (folder / "train.txt").write_text("./images/a.jpg\n/home/me/set/images/b.jpg\n\n")
-    (folder / "data.yaml").write_text("train: train.txt\nval: images/c.jpg\nnames: [red, green, blue]\n")
-    source, counts = read(folder / "data.yaml", "train")
-    assert boxes_by_name(source) == dict(zip(names[:2], every[:2], strict=True)) and not counts
-
-
-@pytest.mark.parametrize(
-    ("text", "split", "message"),
-    [
-        ("names: [a]", None, "no images are named for train, val or test"),
-        ("names: [a]\ntrain: images", "val", "no images are named for val"),
-        ("names: [a]\ntrain: gone", None, "no image is found at 'gone'"),
-        ("names: [a]\ntrain: {x: 1}", None, "a path or a list of paths is needed"),
-        ("names: [a]\ntrain: images", "elsewhere", "names its images"),
-        ("names: [a]\npath: ..\ntrain: images", None, "leads out of the file's folder; --follow-links reads it"),
-        ("[a]", None, "data.yaml holds names, train and val"),
-    ],
-)
-def test_data_yaml_that_names_nothing_is_refused(folder: Path, text: str, split: str | None, message: str) -> None:
-    save_images(folder / "set" / "images", "a.jpg")
-    (folder / "set" / "data.yaml").write_text(text)
-    with pytest.raises(UserError, match=message):
-        read(folder / "set" / "data.yaml", split)
-
-
-def test_the_folder_of_a_whole_dataset_is_labels_and_images(folder: Path) -> None:
-    every = save_images(folder / "images" / "train", "a.jpg")
-    save_labels(folder / "labels" / "train", {"a": every[0]})
-    for images in (folder, None):
-        source, _ = read(folder, images)
-        assert boxes_by_name(source) == {"images/train/a.jpg": every[0]}
+def test_labels_without_an_image_count_as_the_boxes_that_they_hold(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = save_images(folder / "images", "a.jpg", "b.jpg")
+    save_labels(folder / "labels", dict(zip("abcde", [every[0][:1], every[1][:1], *[every[0]] * 3], strict=True)))
+    assert main(["data", "shard", str(folder / "labels"), str(folder / "images"), str(folder / "out")]) == 2
+    assert "82% of the annotated objects are lost" in (told := capsys.readouterr().err)
+    assert "label_without_image: 9" in told

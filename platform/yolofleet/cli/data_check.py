@@ -112,7 +112,7 @@ def check(
         f"{plural(sum(content.findings.counts.values()), 'suspicious label')}"
     )
     print_result(facts, [line], as_json=as_json)
-    return EXIT_WORK_FAILED if strict and problems.counts else EXIT_DONE
+    return EXIT_WORK_FAILED if strict and problems.num() else EXIT_DONE
 
 
 def pair_sources(arguments: list[str]) -> list[tuple[str, str | None]]:
@@ -163,9 +163,10 @@ def _kind(url: str) -> str:
     A folder of both is mixed, and a zip of both an archive. A folder of neither is taken for a file, as is one that is
     not there.
     """
+    from yolofleet.data.annotation_kind import COCO_ENDINGS, kinds_of, source_files
     from yolofleet.data.class_names import YAML_ENDINGS
     from yolofleet.data.problems import ProblemLog
-    from yolofleet.data.read_source import COCO_ENDINGS, TAR_ENDINGS
+    from yolofleet.data.read_source import TAR_ENDINGS
     from yolofleet.data.source_folder import is_image_name, open_source
 
     name = url.lower()
@@ -173,9 +174,11 @@ def _kind(url: str) -> str:
         if name.endswith(YAML_ENDINGS):
             return "yaml"
         return "shards" if name.endswith(TAR_ENDINGS) and not name.endswith(COCO_ENDINGS) else "file"
-    keys = [entry.key.lower() for entry in open_source(url, ProblemLog(), follow_links=True).list()]
-    if any(key.endswith(".tar") for key in keys):
+    folder = open_source(url, ProblemLog(), follow_links=True)
+    files = source_files(folder)
+    if "webdataset" in kinds_of(folder, files):
         return "shards"
+    keys = [entry.key.lower() for entry in files]
     has_labels, has_images = any(map(_is_label_name, keys)), any(map(is_image_name, keys))
     if has_labels and has_images:
         return "archive" if name.endswith(".zip") else "mixed"
@@ -185,7 +188,7 @@ def _kind(url: str) -> str:
 
 
 def _is_label_name(key: str) -> bool:
-    from yolofleet.data.read_source import COCO_ENDINGS
+    from yolofleet.data.annotation_kind import COCO_ENDINGS
 
     return key.endswith((".txt", ".xml", *COCO_ENDINGS)) and not key.rpartition("/")[2].startswith("readme")
 

@@ -14,26 +14,35 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import ne
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import plural, short
+from yolofleet.core.text import short
+from yolofleet.data.json_values import are_numbers, is_number
 from yolofleet.data.manifest import whole_number
-from yolofleet.data.outline_box import box_of_outline, rotated_box
+from yolofleet.data.outline_box import (
+    Box,
+    box_of_outline,
+    clean_segmentation,
+    is_sound_segmentation,
+    overlap,
+    rotated_box,
+    scaled_box,
+)
 from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
-LEAST_SHARES = 0.5
-"""Share of boxes in the first pixel of their image above which all are taken for shares of its sides."""
-LARGEST_COORDINATE = 1e6
 MOST_DEGREES = 1e4
 THINNEST_BOX_PIXELS = 0.01
 MOST_ANNOTATION_BYTES = 16 * 2**20
 LARGEST_BOX_PIXELS = 1e9
 LONGEST_SIDE_PIXELS = 2**31 - 1
+
+
+class AnnotationError(UserError):
+    """An annotation file cannot be used at all."""
 
 
 class BoxProblem(Exception):  # noqa: N818 - it carries a kind of problem, it is no error of the program
@@ -52,26 +61,75 @@ class CleanBox:
     area: float
     is_crowd: bool
     segmentation: Segmentation
+    outline_box: Box | None
+    """The box around the segmentation, in pixels of the image."""
     repairs: tuple[str, ...]
 
 
-def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
-    """Check what can be checked without knowing the image's size.
+def clean_numbers(annotation: dict[str, Any], size: tuple[int, int] = (0, 0)) -> CleanBox:
+    """Check what can be checked without the image's file.
+
+    Args:
+        annotation: As COCO has it.
+        size: (width, height) of the image that the annotation speaks of; (0, 0) where it is not known.
 
     Raises:
         BoxProblem: The annotation must be left out.
     """
     repairs = []
-    values = annotation.get("bbox")
     segmentation, is_sound = clean_segmentation(annotation.get("segmentation"))
-    if not values or values == [0, 0, 0, 0]:
-        outline = box_of_outline(segmentation)
-        if outline is not None:
-            values = outline
-            repairs.append("box_from_outline")
+    if not is_sound:
+        repairs.append("segmentation_malformed")
+    outline = box_of_outline(segmentation)
+    own_size = mask_size(segmentation)
+    is_of_other_size = own_size is not None and all(size) and own_size != size
+    if own_size is not None and is_of_other_size:
+        repairs.append("mask_of_other_size")
+        segmentation = None
+        outline = None if outline is None else scaled_box(outline, own_size, size)
+    try:
+        box = _sound_box(annotation.get("bbox"))
+    except BoxProblem as problem:
+        if outline is None and is_of_other_size:
+            seen = f"{problem}; the RLE is of {own_size}, the image of {size}"
+            raise BoxProblem("box_mask_of_other_shape", seen) from None
+        if outline is None:
+            raise
+        box = _sound_box(outline)
+        repairs.append("box_from_outline")
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    if is_number(rotation) and rotation and abs(rotation) <= MOST_DEGREES and "box_from_outline" not in repairs:
+        turned = rotated_box(box, float(rotation))
+        # Where there is an outline, it tells whether the box around it is turned already.
+        if outline is None or overlap(turned, outline) > overlap(box, outline):
+            box = turned
+            repairs.append("box_rotated")
+    x, y, width, height = box
+    area = annotation.get("area")
+    if not is_number(area) or not 0 <= area <= LARGEST_AREA:
+        area = width * height
+        repairs.append("area_missing")
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        repairs.append("iscrowd_malformed")
+    return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, outline, tuple(repairs))
+
+
+def mask_size(segmentation: Segmentation) -> tuple[int, int] | None:
+    """Return the (width, height) that an RLE counts its pixels in."""
+    return (segmentation["size"][1], segmentation["size"][0]) if isinstance(segmentation, dict) else None
+
+
+def _sound_box(values: Any) -> Box:
+    """Return a bbox that is one.
+
+    Raises:
+        BoxProblem: It is none.
+    """
     if values is None:
         raise BoxProblem("box_missing", "no bbox")
-    if not isinstance(values, list) or len(values) != 4 or any(not _is_number(value) for value in values):
+    if not isinstance(values, list) or len(values) != 4 or any(not is_number(value) for value in values):
         raise BoxProblem("box_malformed", f"bbox {short(values)}")
     try:
         x, y, width, height = (float(value) for value in values)
@@ -85,41 +143,7 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
         raise BoxProblem("box_zero_area", f"bbox {values}")
     if min(width, height) < THINNEST_BOX_PIXELS:
         raise BoxProblem("box_tiny", f"bbox {values}")
-    attributes = annotation.get("attributes")
-    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
-    if _is_number(rotation) and rotation and abs(rotation) <= MOST_DEGREES and "box_from_outline" not in repairs:
-        x, y, width, height = rotated_box([x, y, width, height], float(rotation))
-        repairs.append("box_rotated")
-    area = annotation.get("area")
-    if not _is_number(area) or not 0 <= area <= LARGEST_AREA:
-        area = width * height
-        repairs.append("area_missing")
-    crowd = annotation.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        repairs.append("iscrowd_malformed")
-    if not is_sound:
-        repairs.append("segmentation_malformed")
-    return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, tuple(repairs))
-
-
-def is_of_shares(box: Sequence[float]) -> bool:
-    """Return whether x, y, width, height lie in the image's first pixel, as shares of its sides do."""
-    x, y, width, height = box
-    is_inside = 0 <= x and 0 <= y and max(x + width, y + height) <= 1 + THINNEST_BOX_PIXELS
-    return is_inside and any(value % 1 for value in box)
-
-
-def refuse_shares(num_of_shares: int, num_boxes: int, name: str) -> None:
-    """Refuse annotations most of whose boxes are shares of the images' sides.
-
-    Raises:
-        UserError: They are.
-    """
-    if num_of_shares > LEAST_SHARES * num_boxes:
-        raise UserError(
-            f"{name}: {num_of_shares} of {plural(num_boxes, 'box')} lie in the first pixel of the image, as shares of "
-            "its sides do; multiply them by its width and height, because pixels are needed"
-        )
+    return [x, y, width, height]
 
 
 def build_record(
@@ -136,62 +160,6 @@ def build_record(
         np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
         tuple(clean.segmentation for _, clean in boxes),
     )
-
-
-def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
-    """Return polygons or RLE that can be relied on (None where there are none), and whether nothing was wrong."""
-    if segmentation == [[]]:
-        return None, True
-    if isinstance(segmentation, list) and segmentation and not any(isinstance(entry, list) for entry in segmentation):
-        segmentation = [segmentation]  # VIA writes one polygon without a list around it
-    if not segmentation or not is_sound_segmentation(segmentation):
-        return None, is_sound_segmentation(segmentation)
-    if isinstance(segmentation, dict):
-        return {"size": segmentation["size"], "counts": segmentation["counts"]}, True
-    return [[float(value) for value in polygon] for polygon in segmentation], True
-
-
-def is_sound_segmentation(segmentation: Any) -> bool:
-    """Return whether this is nothing, a list of polygons or an RLE."""
-    if isinstance(segmentation, dict):
-        return _is_sound_rle(segmentation)
-    return segmentation is None or (isinstance(segmentation, list) and all(map(_is_sound_polygon, segmentation)))
-
-
-def _is_sound_polygon(polygon: Any) -> bool:
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and are_numbers(polygon, -LARGEST_COORDINATE, LARGEST_COORDINATE)
-    )
-
-
-def _is_sound_rle(rle: dict[str, Any]) -> bool:
-    """Check the form of an RLE, and of uncompressed counts that they fill the image exactly."""
-    size, counts = rle.get("size"), rle.get("counts")
-    if not (isinstance(size, list) and len(size) == 2 and all(is_whole(side) and side > 0 for side in size)):
-        return False
-    if isinstance(counts, list):
-        return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == size[0] * size[1]
-    return isinstance(counts, str) and counts != "" and all(48 <= ord(character) < 112 for character in counts)
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Return whether a value of JSON is a whole number that every program reads alike."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-
-
-def are_numbers(values: list[Any], low: float, high: float) -> bool:
-    """Return whether all values are numbers within the bounds; NaN is not, and neither is true or false."""
-    if not set(map(type, values)) <= {int, float}:
-        return False
-    # NaN is unequal to itself; min and max alone might pass over it.
-    return not values or (low <= min(values) and max(values) <= high and not any(map(ne, values, values)))
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class RecordError(UserError):

@@ -23,7 +23,7 @@ from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, Pla
 from yolofleet.data.check import CheckedImage, check_image
 from yolofleet.data.image_formats import ImageError
 from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
-from yolofleet.data.problems import ProblemLog
+from yolofleet.data.problems import ProblemLog, tell_crowds
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
 from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
@@ -126,6 +126,9 @@ def build_dataset(
     finished, num_reused = _build_shards(plan, images, out, options, num_threads, progress)
     for shard in finished:
         problems.merge(shard.problem_counts, shard.problem_examples)
+    tell_crowds(
+        sum(shard.num_crowds for shard in finished), sum(sum(shard.class_counts) for shard in finished), problems
+    )
     manifest = _make_manifest(plan, finished, problems)
     _refuse_too_few(manifest, plan, problems, most_skipped)
     _refuse_lost_boxes(manifest, source, options, num_lost, problems, most_skipped)
@@ -287,8 +290,6 @@ def _refuse_lost_boxes(
     if not num_read + num_lost:
         return  # images without objects, such as those of a test set
     if not manifest.num_boxes and (num_chosen or not num_read):
-        if num_kept:
-            problems.add("objects_all_crowds", f"{plural(num_kept, 'crowd')}, 0 other objects")
         raise BuildError(f"none of the annotated boxes can be used; mainly {problems.main_loss()}")
     share_read = num_read / (num_read + num_lost)
     share_lost = 1 - share_read * (num_kept / num_chosen if num_chosen else 1.0)

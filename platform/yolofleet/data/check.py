@@ -28,7 +28,7 @@ from yolofleet.data.decode import (
 )
 from yolofleet.data.file_finder import find_files, image_key
 from yolofleet.data.image_formats import ImageError, has_more_frames, tiff_bands
-from yolofleet.data.problems import ProblemLog
+from yolofleet.data.problems import ProblemLog, tell_crowds
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
 from yolofleet.storage import ObjectNotFoundError
@@ -225,8 +225,7 @@ def check_dataset(
     targets = [record.classes[~record.iscrowd] for record in usable]
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
     num_boxes, num_crowds = int(counts.sum()), sum(int(record.iscrowd.sum()) for record in usable)
-    if num_crowds and not num_boxes:
-        problems.add("objects_all_crowds", f"{plural(num_crowds, 'crowd')}, 0 other objects")
+    tell_crowds(num_crowds, num_boxes, problems)
     if not num_boxes and problems.num_boxes_lost():
         problems.add("no_box_left", problems.main_loss())
     return CheckReport(

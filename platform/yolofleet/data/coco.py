@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from yolofleet.core.errors import UserError
-from yolofleet.core.text import decode_text, plural, short
-from yolofleet.data.annotation import (
-    BoxProblem,
-    CleanBox,
-    build_record,
-    clean_numbers,
-    is_of_shares,
-    is_whole,
-    refuse_shares,
-)
+from yolofleet.core.text import decode_text, short
+from yolofleet.data.annotation import AnnotationError, BoxProblem, CleanBox, build_record, clean_numbers, mask_size
+from yolofleet.data.box_meaning import BoxMeaning
+from yolofleet.data.coco_categories import classes_of, clean_text, read_categories, title_of
+from yolofleet.data.file_finder import without_type
+from yolofleet.data.json_values import is_whole
 from yolofleet.data.other_tools import other_tool
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ObjectClass
+from yolofleet.data.source_ids import FoundIds, Identity, find_ids, identity_of
 from yolofleet.data.sources import SourceDataset
 
-LEAST_CORNER_SHARE = 0.5
-"""Share of boxes that must leave their image, or contradict their area, before they are said to look like corners."""
-
-
-MOST_ID_DIGITS = 20
 LISTS = ("images", "annotations", "categories")
-
-
-class AnnotationError(UserError):
-    """An annotation file cannot be used at all."""
 
 
 def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
@@ -52,15 +38,29 @@ def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
         AnnotationError: It is no COCO file, it is ambiguous, or it lists no image.
     """
     document = _parse_json(data, name, problems)
-    classes = _classes(document, name, problems)
+    categories = read_categories(document["categories"], name)
+    titles = {identity: title_of(category) for identity, category in categories.items()}
+    category_ids = _column(document, "category_id", name, titles, problems)
+    classes = classes_of(categories, set(category_ids), name, problems)
     images = _images(document, name, problems)
+    files = {identity: image.file_name for identity, image in images.items()}
+    image_ids = _column(document, "image_id", name, files, problems, _file_forms)
     index_of = {identity: index for index, identity in enumerate(classes)}
-    boxes = _boxes_by_image(document, name, index_of, images, problems)
+    references = zip(document["annotations"], image_ids, category_ids, strict=True)
+    boxes = _boxes_by_image(references, name, index_of, images, problems)
     records = tuple(
-        build_record(image.image_id, image.file_name, (image.width, image.height), boxes[source_id])
+        build_record(image.image_id, image.file_name, _size(image, boxes[source_id]), boxes[source_id])
         for source_id, image in images.items()
     )
     return SourceDataset(tuple(classes.values()), records)
+
+
+def _size(image: _Image, boxes: list[tuple[int, CleanBox]]) -> tuple[int, int]:
+    """Return the size of an image; where only the masks that its boxes follow from tell one, it is theirs."""
+    if image.width or not all("box_from_outline" in clean.repairs for _, clean in boxes):
+        return image.width, image.height
+    sizes = {mask_size(clean.segmentation) for _, clean in boxes}
+    return (sizes.pop() if len(sizes) == 1 else None) or (0, 0)
 
 
 def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
         )
     if not isinstance(document, dict):
         raise AnnotationError(f"{name}: a COCO annotation file is an object, not {type(document).__name__}")
-    if "annotations" not in document and isinstance(document.get("images"), list):
+    if document.get("annotations") is None and isinstance(document.get("images"), list):
         document["annotations"] = []  # such as image_info_test-dev2017.json
         problems.add("annotations_absent", name)
     for key in LISTS:
@@ -115,46 +115,27 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[int | str, ObjectClass]:
-    """Return the classes by the ids of the source, in the order of these ids; other ids than numbers get 1, 2, ...."""
-    categories: dict[int | str, dict[str, Any]] = {}
-    for category in document["categories"]:
-        identity = _identity(category.get("id")) if isinstance(category, dict) else None
-        if identity is None or (isinstance(identity, int) and identity < 0):
-            raise AnnotationError(f"{name}: categories: {short(category)} needs an 'id' that is a number from 0 on")
-        if identity in categories:
-            raise AnnotationError(
-                f"{name}: categories: id {short(identity)} is given to {short(_title(categories[identity]))} and to "
-                f"{short(_title(category))}; give each category its own id"
-            )
-        categories[identity] = category
-    if not categories:
-        raise AnnotationError(f"{name}: categories: the list is empty; at least one class is needed")
-    used = {_identity(entry.get("category_id")) for entry in document["annotations"] if isinstance(entry, dict)}
-    if (root := _root(categories)) is not None and root not in used:
-        problems.add("category_unused_root", f"{name}: {short(_title(categories[root]))} (id {short(root)})")
-        del categories[root]
-    titles: set[str] = set()
-    for identity, category in categories.items():
-        if (title := _title(category)) in titles:
-            problems.add("category_duplicate_name", f"{name}: {short(title)} (id {short(identity)})")
-        titles.add(title)
-    if all(is_whole(identity) for identity in categories):
-        return {identity: ObjectClass(int(identity), _title(categories[identity])) for identity in sorted(categories)}
-    problems.add("category_ids_renumbered", f"{name}: {short(list(categories))}")
-    return {key: ObjectClass(number, _title(entry)) for number, (key, entry) in enumerate(categories.items(), 1)}
+def _column(
+    document: dict[str, Any],
+    key: str,
+    name: str,
+    names: dict[Identity, str],
+    problems: ProblemLog,
+    forms: Callable[[str], Iterable[str]] = lambda title: [title],
+) -> list[Identity | None]:
+    """Return the ids that the annotations refer to."""
+    values = [entry.get(key) if isinstance(entry, dict) else None for entry in document["annotations"]]
+    found: FoundIds = find_ids(values, names, forms)
+    if found.way != "id":
+        example = next(value for value, identity in zip(values, found.ids, strict=True) if identity is not None)
+        problems.add("ids_matched", f"{name}: {found.num_found} {key} by {found.way}, such as {short(example)}")
+    return found.ids
 
 
-def _root(categories: dict[int | str, dict[str, Any]]) -> int | str | None:
-    """Return the category that all others have as their supercategory, as Roboflow writes its first one."""
-    above = {identity: category.get("supercategory") for identity, category in categories.items()}
-    num_below = Counter(title for title in above.values() if isinstance(title, str))
-    for identity, category in categories.items():
-        title = _title(category)
-        num_others_below = num_below[title] - (above[identity] == title)
-        if above[identity] in (None, "", "none") and num_others_below == len(categories) - 1 > 0:
-            return identity
-    return None
+def _file_forms(file_name: str) -> set[str]:
+    """Return what an image may be called: its file, with or without folders and ending."""
+    last = file_name.replace("\\", "/").rpartition("/")[2]
+    return {file_name, last, without_type(last)}
 
 
 @dataclass(frozen=True)
@@ -165,12 +146,12 @@ class _Image:
     height: int
 
 
-def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[int | str, _Image]:
+def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[Identity, _Image]:
     """Return the images by the ids of the source, in the order of the file."""
-    sound: dict[int | str, dict[str, Any]] = {}
+    sound: dict[Identity, dict[str, Any]] = {}
     files: dict[str, Any] = {}
     for image in document["images"]:
-        identity = _identity(image.get("id")) if isinstance(image, dict) else None
+        identity = identity_of(image.get("id")) if isinstance(image, dict) else None
         if identity is None or not _is_name(file_name := image.get("file_name") or image.get("coco_url")):
             problems.add("image_malformed", f"{name}: {short(image)}")
             continue
@@ -184,9 +165,10 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
         files[file_name] = identity
         sound[identity] = {**image, "file_name": file_name}
     if not sound:
-        raise AnnotationError(f"{name}: images: the list holds no usable image; nothing to read")
+        reasons = f"; {problems.reasons()}" if problems.counts else ""
+        raise AnnotationError(f"{name}: images: the list holds no usable image; nothing to read{reasons}")
     renumbered = not all(is_whole(identity) for identity in sound)
-    result: dict[int | str, _Image] = {}
+    result: dict[Identity, _Image] = {}
     for number, (identity, image) in enumerate(sound.items(), start=1):
         if renumbered:
             problems.add("image_id_renumbered", f"{name}: id {identity!r} becomes {number}")
@@ -199,42 +181,41 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
 
 
 def _boxes_by_image(
-    document: dict[str, Any],
+    references: Iterable[tuple[Any, Identity | None, Identity | None]],
     name: str,
-    index_of: dict[int | str, int],
-    images: dict[int | str, _Image],
+    index_of: dict[Identity, int],
+    images: dict[Identity, _Image],
     problems: ProblemLog,
-) -> dict[int | str, list[tuple[int, CleanBox]]]:
-    boxes: dict[int | str, list[tuple[int, CleanBox]]] = {identity: [] for identity in images}
+) -> dict[Identity, list[tuple[int, CleanBox]]]:
+    """Return the boxes of each image with their classes, from annotations with their images and categories."""
+    boxes: dict[Identity, list[tuple[int, CleanBox]]] = {identity: [] for identity in images}
     seen_ids: set[Any] = set()
     seen_boxes: set[Any] = set()
-    num_suspicious = num_boxes = num_of_shares = 0
+    meaning = BoxMeaning()
     are_numbers = all(isinstance(known, int) for known in index_of)
-    for annotation in document["annotations"]:
-        image_id = _identity(annotation.get("image_id")) if isinstance(annotation, dict) else None
-        if image_id is None:
+    for annotation, image_id, category_id in references:
+        if not isinstance(annotation, dict) or identity_of(annotation.get("image_id")) is None:
             problems.add("annotation_malformed", f"{name}: {short(annotation)}")
             continue
         if "segments_info" in annotation:
             problems.add("annotation_panoptic", _where(annotation))
             continue
-        image = images.get(image_id)
-        if image is None:
+        if image_id is None:
             problems.add("annotation_without_image", _where(annotation))
             continue
-        if (own_id := _identity(annotation.get("id"))) is not None:
+        image = images[image_id]
+        if (own_id := identity_of(annotation.get("id"))) is not None:
             if own_id in seen_ids:
                 problems.add("annotation_duplicate_id", _where(annotation))
             seen_ids.add(own_id)
         try:
-            class_index = _class_index(annotation, index_of, are_numbers)
-            clean = clean_numbers(annotation)
+            class_index = _class_index(annotation, category_id, index_of, are_numbers)
+            clean = clean_numbers(annotation, (image.width, image.height))
         except BoxProblem as problem:
             problems.add(problem.kind, f"{_where(annotation, image)}: {problem}")
             continue
-        num_boxes += 1
-        num_suspicious += _looks_like_corners(clean, image)
-        num_of_shares += is_of_shares(clean.box)
+        if contradiction := meaning.add(clean, (image.width, image.height)):
+            problems.add("box_differs_from_outline", f"{_where(annotation, image)}: {contradiction}")
         identity = (image_id, class_index, struct.pack("4d", *clean.box))  # floats can be made to collide
         if identity in seen_boxes:
             problems.add("annotation_duplicate_box", _where(annotation, image))
@@ -242,9 +223,7 @@ def _boxes_by_image(
         for repair in clean.repairs:
             problems.add(repair, _where(annotation, image))
         boxes[image_id].append((class_index, clean))
-    refuse_shares(num_of_shares, num_boxes, name)
-    if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_boxes:
-        problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {plural(num_boxes, 'box')}")
+    meaning.tell(name, problems)
     return boxes
 
 
@@ -253,36 +232,18 @@ def _where(annotation: dict[str, Any], image: _Image | None = None) -> str:
     return f"annotation {short(annotation.get('id'))} of image {short(annotation['image_id'])}{file_name}"
 
 
-def _class_index(annotation: dict[str, Any], index_of: dict[int | str, int], are_numbers: bool) -> int:
+def _class_index(
+    annotation: dict[str, Any], category_id: Identity | None, index_of: dict[Identity, int], are_numbers: bool
+) -> int:
+    if category_id is not None:
+        return index_of[category_id]
     category = annotation.get("category_id")
     if category is None:
         raise BoxProblem("category_missing", "no category_id")
-    identity = _identity(category)
+    identity = identity_of(category)
     if identity is None or (isinstance(identity, str) and are_numbers):
         raise BoxProblem("category_malformed", f"category_id {short(category)}")
-    if identity not in index_of:
-        raise BoxProblem("category_unknown", f"category_id {short(category)} is not in the list of categories")
-    return index_of[identity]
-
-
-def _looks_like_corners(clean: CleanBox, image: _Image) -> bool:
-    """Return whether a box makes more sense as x1, y1, x2, y2: then its area is that of the smaller rectangle."""
-    x, y, width, height = clean.box
-    if not (width > x >= 0 and height > y >= 0):
-        return False
-    as_corners = (width - x) * (height - y)
-    fits_area = "area_missing" not in clean.repairs and abs(clean.area - as_corners) <= 0.01 * as_corners
-    leaves = image.width > 0 and (x + width > image.width + 1 or y + height > image.height + 1)
-    return (fits_area and as_corners < width * height) or leaves
-
-
-def _identity(value: Any) -> int | str | None:
-    """Return an id in the form that ids are compared in: 1, 1.0 and "1" are one; None for what is no id."""
-    value = _whole(value)
-    if isinstance(value, str) and value:
-        is_plain = len(value) <= MOST_ID_DIGITS and value.isascii() and value.removeprefix("-").isdecimal()
-        return int(value) if is_plain and str(int(value)) == value else value
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64 else None
+    raise BoxProblem("category_unknown", f"category_id {short(category)} is not in the list of categories")
 
 
 def _whole(value: Any) -> Any:
@@ -291,14 +252,4 @@ def _whole(value: Any) -> Any:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value and value == _clean_text(value)
-
-
-def _title(category: dict[str, Any]) -> str:
-    title = category.get("name", category["id"])
-    return _clean_text(title if isinstance(title, str) else short(title))
-
-
-def _clean_text(text: str) -> str:
-    """Return text that can be written down: JSON allows halves of surrogate pairs, UTF-8 does not."""
-    return text.encode(errors="replace").decode()
+    return isinstance(value, str) and value != "" and "\0" not in value and value == clean_text(value)

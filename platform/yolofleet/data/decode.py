@@ -39,6 +39,7 @@ MOST_REDUCTION = 8
 BAND_PIXELS = 1 << 20
 _MOST_BYTES_PER_PIXEL = 8
 _METADATA_BYTES = 1 << 20
+_MOST_SEGMENTS = 1000
 
 _TURNS = {  # EXIF orientation -> what brings the stored image upright: swap its sides, then flip rows, flip columns
     2: (False, 1, -1),
@@ -161,13 +162,31 @@ def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
 
 def exif_orientation(data: bytes) -> int:
     """Return the EXIF orientation 1..8; 1 (upright) where there is none or it makes no sense."""
-    if is_jpeg(data) and b"Exif\0\0" not in data[: 1 << 16]:
+    if is_jpeg(data) and not _may_hold_exif(data):
         return 1
     try:
         orientation = open_image(data).getexif().get(EXIF_ORIENTATION_TAG, 1)
     except Exception:
         return 1  # a damaged EXIF block, in whatever way it fails, says nothing about the pixels
     return orientation if orientation in _TURNS else 1
+
+
+def _may_hold_exif(data: bytes) -> bool:
+    """Return whether a JPEG has an EXIF block, or segments in which one is not easily found.
+
+    It may stand behind a colour profile, whose segments have 64 KiB each.
+    """
+    start = 2
+    for _ in range(_MOST_SEGMENTS):
+        marker = data[start : start + 2]
+        if marker[:1] != b"\xff" or marker[1:] in (b"", b"\xff"):
+            return True
+        if marker in (b"\xff\xda", b"\xff\xd9"):  # the pixels begin, or the image ends
+            return False
+        if marker == b"\xff\xe1" and data[start + 4 : start + 10] == b"Exif\0\0":
+            return True
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return True
 
 
 def image_extension(data: bytes) -> str:

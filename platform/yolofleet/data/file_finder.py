@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 from yolofleet.data.source_folder import is_image_name
+
+LONGEST_NAME = 4096
+"""No path on a disk is longer; to compose accents takes quadratic time."""
 
 
 def image_key(file_name: str) -> str | None:
@@ -51,45 +55,77 @@ def find_files(names: Sequence[str], keys: Collection[str]) -> list[str | None]:
     return [found[name] for name in names]
 
 
+class KeysByEnd:
+    """Keys that agree in their last parts; they are distinguished by the part before these, where one asks for that.
+
+    Looking a name up takes as many steps as it has parts, however many files are called ``image.jpg``.
+
+    Args:
+        entries: The parts of each key, and the key.
+        depth: Last parts that agree.
+    """
+
+    def __init__(self, entries: list[tuple[list[str], str]], depth: int = 0) -> None:
+        self.entries = entries
+        self.depth = depth
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """The keys that have no other parts than those that agree."""
+        return [key for parts, key in self.entries if len(parts) == self.depth]
+
+    @cached_property
+    def _by_part(self) -> dict[str, KeysByEnd]:
+        groups: defaultdict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        for parts, key in self.entries:
+            if len(parts) > self.depth:
+                groups[parts[-1 - self.depth]].append((parts, key))
+        return {part: KeysByEnd(entries, self.depth + 1) for part, entries in groups.items()}
+
+    def path(self, parts: Sequence[str]) -> Iterator[KeysByEnd]:
+        """Yield the keys that agree with one more of a name's last parts each time, from all keys on."""
+        group: KeysByEnd | None = self
+        while group is not None:
+            yield group
+            group = group._by_part.get(parts[-1 - group.depth]) if group.depth < len(parts) else None
+
+
 def _matches(names: list[str], keys: Collection[str]) -> list[tuple[str, str]]:
     """Return (name, key) of each name with a single best key."""
-    by_last: defaultdict[str, list[tuple[list[str], str]]] = defaultdict(list)
-    for key in keys:
-        parts = name_parts(key)
-        by_last[parts[-1]].append((parts, key))
-        if is_image_name(key):
-            by_last[parts[-1].rpartition(".")[0] + "\0"].append((parts, key))  # for names without an ending
+    wanted = [(name, name_parts(name)) for name in names]
+    last_parts = {parts[-1] for _, parts in wanted if parts}
+    entries = [(parts, key) for key in keys if (parts := name_parts(key))]
+    stems = [([*parts[:-1], parts[-1].rpartition(".")[0]], key) for parts, key in entries if is_image_name(key)]
+    by_end, by_stem = (
+        KeysByEnd([entry for entry in group if entry[0][-1] in last_parts]) for group in (entries, stems)
+    )
     matches = []
-    for name in names:
-        if not (parts := name_parts(name)):
-            continue
-        last = parts[-1]
-        candidates = by_last.get(last) or ([] if is_image_name(last) else by_last.get(f"{last}\0", []))
+    for name, parts in wanted:
+        path = [*by_end.path(parts)][1:]
+        if not path and parts and not is_image_name(parts[-1]):  # a name without an ending
+            path = [*by_stem.path(parts)][1:]
         has_own_root = image_key(name) is None or "://" in name  # the root of another computer says nothing
-        ranked = sorted(
-            ((tail, key) for candidate, key in candidates if (tail := _tail(parts, candidate, has_own_root)) >= 0),
-            reverse=True,
-        )
-        if ranked and (len(ranked) == 1 or ranked[0][0] > ranked[1][0]):
-            matches.append((name, ranked[0][1]))
+        if path and (key := _best(parts, path, has_own_root)) is not None:
+            matches.append((name, key))
     return matches
 
 
+def _best(parts: list[str], path: list[KeysByEnd], has_own_root: bool) -> str | None:
+    """Return the only key that agrees in most folders; unless the name has its own root, none of them may differ."""
+    if has_own_root or path[-1].depth == len(parts):
+        nearest = path[-1].entries
+        return nearest[0][1] if len(nearest) == 1 else None
+    whole = next((group.whole for group in reversed(path) if group.whole), [])
+    return whole[0] if len(whole) == 1 else None
+
+
 def name_parts(name: str) -> list[str]:
-    """Return the folders and the last part of a name, in the form that names are compared in."""
+    """Return the folders and the last part of a name, in the form that names are compared in; none of one too long."""
+    if len(name) > LONGEST_NAME:
+        return []
     if "?d=" in name:  # Label Studio's local files
         name = name.partition("?d=")[2]
     elif "://" in name:
         name = name.partition("://")[2].partition("?")[0]
     text = unicodedata.normalize("NFC", unquote(name).replace("\\", "/")).casefold()
     return [part for part in unicodedata.normalize("NFC", text).split("/") if part not in ("", ".", "..")]
-
-
-def _tail(parts: list[str], candidate: list[str], has_own_root: bool) -> int:
-    """Return how many folders before the last part agree; -1 where two differ, unless the name has its own root."""
-    agreeing = 0
-    for one, other in zip(reversed(parts[:-1]), reversed(candidate[:-1]), strict=False):
-        if one != other:
-            return agreeing if has_own_root else -1
-        agreeing += 1
-    return agreeing

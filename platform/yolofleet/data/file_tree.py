@@ -9,12 +9,13 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from yolofleet.core.text import decode_text
-from yolofleet.data.file_finder import find_files, name_parts, without_type
+from yolofleet.data.file_finder import LONGEST_NAME, KeysByEnd, find_files, name_parts, without_type
 from yolofleet.data.source_folder import is_image_name, is_litter
 
 Read = Callable[[str], bytes]
@@ -25,6 +26,8 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
     "trainval": "trainval",
 }
+MOST_ALIKE = 8
+"""Labels of one name in other letters among which that of a split is looked for."""
 IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "image", "imgs", "img", "data")
 LABEL_FOLDERS = ("labels", "Labels", "Annotations", "annotations", "label", "annotation", "xmls", "xml")
 
@@ -67,19 +70,21 @@ class FileTree:
     def candidates(self, path: str) -> list[str]:
         """Return the images whose paths agree with most of a path's last parts, the name with or without its ending."""
         parts = name_parts(path)
-        keys = (self._by_name.get(parts[-1]) or self._by_name.get(f"{parts[-1]}\0", [])) if parts else []
-        tails = [num_common_last(parts[:-1], name_parts(key)[:-1]) for key in keys]
-        return [key for key, tail in zip(keys, tails, strict=True) if tail == max(tails)]
+        groups = (group for keys in (self._by_end, self._by_end_of_stem) for group in [*keys.path(parts)][:0:-1])
+        return [key for _, key in group.entries] if (group := next(groups, None)) is not None else []
+
+    def has_name(self, path: str) -> bool:
+        """Return whether an image has the name at the end of a path, with or without its ending."""
+        parts = name_parts(path)
+        return any(len([*keys.path(parts)]) > 1 for keys in (self._by_end, self._by_end_of_stem))
 
     @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        """Images by their last part, and by it without its ending (then with a NUL)."""
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for key in self.images:
-            name = name_parts(key)[-1]
-            found[name].append(key)
-            found[f"{without_type(name)}\0"].append(key)
-        return found
+    def _by_end(self) -> KeysByEnd:
+        return KeysByEnd([(name_parts(key), key) for key in self.images])
+
+    @cached_property
+    def _by_end_of_stem(self) -> KeysByEnd:
+        return KeysByEnd([(name_parts(without_type(key)), key) for key in self.images])
 
     def images_named(self, path: str, bases: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
         """Return the images that a path names: those in a folder or in a list of images (``.txt``), or one image.
@@ -95,10 +100,15 @@ class FileTree:
         if path.lower().endswith(".txt") and (key := self.file_at(path, bases)) is not None:
             return self.images_of_list(key, read)
         for folder in _readings(path, bases):
-            prefix = f"{folder}/" if folder else ""
-            if found := [key for key in self.images if key.startswith(prefix) or key == folder]:
+            if found := [folder] if folder in self._known_images else self._images_in(folder):
                 return found, []
         return [], []
+
+    def _images_in(self, folder: str) -> list[str]:
+        if not folder:
+            return self.images
+        start, end = (bisect_left(self.images, f"{folder}{after}") for after in ("/", chr(ord("/") + 1)))
+        return self.images[start:end]
 
     def images_of_list(self, key: str, read: Read) -> tuple[list[str], list[str]]:
         """Return the images that a file lists, one a line, and the lines whose image is missing."""
@@ -121,17 +131,23 @@ class FileTree:
     def _known(self) -> frozenset[str]:
         return frozenset(self.keys)
 
+    @cached_property
+    def _known_images(self) -> frozenset[str]:
+        return frozenset(self.images)
 
-def _readings(path: str, bases: Sequence[str]) -> list[str]:
-    """Return what a path may mean below some folders, the likeliest first: whole, and without its first parts.
+
+def _readings(path: str, bases: Sequence[str]) -> Iterator[str]:
+    """Yield what a path may mean below some folders, the likeliest first: whole, and without its first parts.
 
     A last part alone must name a file or a split: ``images`` of ``valid/images`` could be those of all splits.
     """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    tails = [parts[start:] for start in range(max(1, len(parts)))]
-    if len(tails) > 1 and "." not in parts[-1] and split_of(parts[-1]) is None:
-        tails.pop()
-    return ["/".join([*(part for part in base.split("/") if part), *tail]) for tail in tails for base in bases]
+    parts = [part for part in path[-LONGEST_NAME:].replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    num_tails = max(1, len(parts))
+    if num_tails > 1 and "." not in parts[-1] and split_of(parts[-1]) is None:
+        num_tails -= 1
+    for start in range(num_tails):
+        for base in bases:
+            yield "/".join([*(part for part in base.split("/") if part), *parts[start:]])
 
 
 def num_common_last(one: Sequence[str], other: Sequence[str]) -> int:
@@ -147,30 +163,48 @@ def num_common_last(one: Sequence[str], other: Sequence[str]) -> int:
 def pair_labels(images: Sequence[str], labels: Collection[str]) -> dict[str, str]:
     """Return the label file of each image that has one.
 
-    It has the image's name in the folder that goes with the image's (``labels`` with ``images``), beside the image, or
-    anywhere, where a single label and a single image have the name.
+    It has the image's name, with or without its ending, in the folder that goes with the image's (``labels`` with
+    ``images``) or beside the image. What is left then is looked for without regard to case and form of accents, or
+    anywhere, where a single label and a single image have the name; never in another split.
     """
     by_stem = {without_type(label): label for label in labels}
+    exact = {image: next((by_stem[stem] for stem in label_stems(image) if stem in by_stem), None) for image in images}
+    pairs = {image: label for image, label in exact.items() if label is not None}
+    free = set(by_stem.values()).difference(pairs.values())
     by_folded: defaultdict[str, list[str]] = defaultdict(list)
     by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for path, label in by_stem.items():
-        folded = _folded(path)
-        by_folded[folded].append(label)
-        by_name[folded.rpartition("/")[2]].append(label)
-    stems = {image: without_type(image) for image in images}
-    num_images = Counter(_folded(path).rpartition("/")[2] for path in stems.values())
-    pairs = {}
-    for image, path in stems.items():
-        paths = [*_partner_paths(path), path]
-        found = next((by_stem[partner] for partner in paths if partner in by_stem), None)
-        if found is None:
-            name = _folded(path).rpartition("/")[2]
-            groups = [by_folded.get(_folded(partner), []) for partner in paths]
-            groups += [by_name.get(name, [])] if num_images[name] == 1 else []
-            found = next((group[0] for group in groups if len(group) == 1), None)
-        if found is not None:
-            pairs[image] = found
+    for label in sorted(free):
+        by_folded[_folded(without_type(label))].append(label)
+        by_name[_last(without_type(label))].append(label)
+    num_images = Counter(_last(without_type(image)) for image in images)
+    claims: defaultdict[str, list[str]] = defaultdict(list)
+    for image in images if free else []:
+        if image in pairs:
+            continue
+        groups = [by_folded.get(_folded(stem), []) for stem in label_stems(image)]
+        if num_images[_last(without_type(image))] == 1:
+            groups += [by_name.get(_last(path), []) for path in (without_type(image), image)]
+        few = (group for group in groups if len(group) <= MOST_ALIKE)
+        near = ([label for label in group if _may_be_of_one_split(image, label)] for group in few)
+        for (label,) in [group for group in near if len(group) == 1][:1]:
+            claims[label].append(image)
+    for label, claimed in claims.items():
+        if len({without_type(image) for image in claimed}) == 1:
+            pairs |= dict.fromkeys(claimed, label)
     return pairs
+
+
+def label_stems(image: str) -> list[str]:
+    """Return the paths, without their ending, at which the label of an image is expected, the likeliest first."""
+    return [stem for path in (without_type(image), image) for stem in (*_partner_paths(path), path)]
+
+
+def _may_be_of_one_split(*keys: str) -> bool:
+    return len({split_of(posixpath.dirname(key)) for key in keys} - {None}) < 2
+
+
+def _last(path: str) -> str:
+    return _folded(path).rpartition("/")[2]
 
 
 def _folded(path: str) -> str:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural
+from yolofleet.data.annotation_kind import COCO_ENDINGS
 from yolofleet.data.file_tree import FileTree, Read
 from yolofleet.data.layout import Layout
 from yolofleet.data.layout_coco import find_coco, find_voc
 from yolofleet.data.layout_yolo import find_darknet, find_data_yaml, find_labels
-from yolofleet.data.other_tools import other_tool
-from yolofleet.data.read_source import COCO_ENDINGS
+from yolofleet.data.other_tools import ENDINGS_OF_TOOLS, other_tool
 
 
 def find_layout(keys: Sequence[str], read: Read, named: str | None = None, folder: str = "the folder") -> Layout:
@@ -48,7 +48,7 @@ def find_layout(keys: Sequence[str], read: Read, named: str | None = None, folde
 
 
 def _why_none(tree: FileTree, read: Read, named: str | None, folder: str) -> str:
-    for ending in (".json", ".xml", ".csv"):
+    for ending in ENDINGS_OF_TOOLS:
         for key in [named] if named is not None else tree.ending(ending)[:3]:
             if key.lower().endswith(ending) and (what := other_tool(key, read(key))) is not None:
                 return f"{folder}: {key} {what}"

@@ -20,7 +20,11 @@ class Part:
     images: dict[str, str]
     """Keys of images by name."""
     labels: dict[str, str]
-    """Keys of label files by name; of COCO the one file."""
+    """Keys of label files by name; of COCO the one file. Those without an image are counted where they are read."""
+    missing: tuple[str, ...] = ()
+    """The images that its lists name and the folder has not, as the lists write them."""
+    left_out: tuple[str, ...] = ()
+    """Images of folders without a label, beside folders with labels."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Layout:
 def by_folder(images: Sequence[str], labelled: Set[str], notes: list[str]) -> dict[str, list[str]]:
     """Return images by the split that their folders speak of; ``all`` are those of none, unless others are for train.
 
-    Folders of a split without a labelled image, such as one of images to try a model on, are left out.
+    Folders of a split without a labelled image, such as one of images to try a model on, are left out. A folder called
+    train beside other folders of labelled images, without one for val or test, is that of a class.
     """
     groups: defaultdict[str | None, list[str]] = defaultdict(list)
     for image in images:
@@ -55,6 +60,8 @@ def by_folder(images: Sequence[str], labelled: Set[str], notes: list[str]) -> di
             splits[split] = found
         else:
             notes.append(f"{split} is left out: no annotations, and {plural(len(found), 'image')}, such as {found[0]}")
+    if has_main_set and splits.keys() == {"train"}:
+        return {"all": sorted([*rest, *splits["train"]])}
     if not splits or (has_main_set and splits.keys().isdisjoint(("train", "trainval"))):
         return {"all": rest, **splits}
     if rest:

@@ -11,9 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more, plural, short
+from yolofleet.core.text import and_more, decode_text, plural, short
+from yolofleet.data.annotation_kind import COCO_ENDINGS
 from yolofleet.data.file_finder import beside, name_parts, without_type
 from yolofleet.data.file_tree import (
+    IMAGE_FOLDERS,
+    SPLIT_WORDS,
     FileTree,
     Read,
     common_folder,
@@ -23,10 +26,16 @@ from yolofleet.data.file_tree import (
     without_split,
 )
 from yolofleet.data.layout import Layout, Part, by_folder
-from yolofleet.data.read_source import COCO_ENDINGS, unpacked
+from yolofleet.data.read_source import unpacked
 from yolofleet.data.voc import named_image
 
 MOST_JSON_FILES = 200
+MOST_XML_FILES_SEEN = 200
+"""Files that are looked at for one of VOC."""
+XML_HEAD_BYTES = 1 << 16
+_FIRST_TAG = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)")
+_FLAG = re.compile(r"[ \t]-?[01]$")
+"""What the lists of one class write behind a name: 1, 0 (difficult) or -1."""
 MOST_NAMES_COMPARED = 1000
 _COCO_KEYS = tuple(re.compile(rb'"' + key + rb'"\s*:\s*\[') for key in (b"images", b"annotations", b"categories"))
 _NAME_KEYS = tuple(
@@ -38,9 +47,11 @@ _NAME_KEYS = tuple(
 def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
     """Return VOC files and their images; None where there are none."""
     files = tree.ending(".xml")
-    if not any(b"<annotation" in (head := read(key)[: 1 << 16]) and b"<annotations" not in head for key in files[:3]):
-        return None
     labels = pair_labels(tree.images, files)
+    likeliest = [*dict.fromkeys([*labels.values(), *files])][:MOST_XML_FILES_SEEN]
+    first = next((key for key in likeliest if _is_voc(read(key))), None)
+    if first is None:
+        return None
     alone = sorted(set(files) - set(labels.values()))
     named_by = _named_by(tree, read, alone)
     labelled = labels.keys() | named_by.keys()
@@ -48,9 +59,13 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     lists = [key for key in tree.ending(".txt") if "ImageSets/" in key]
     lists = [key for key in lists if "ImageSets/Main/" in key] or lists
     groups: defaultdict[str, list[str]] = defaultdict(list)
+    missing: defaultdict[str, list[str]] = defaultdict(list)
     for key in lists:
-        if (name := without_type(key).rpartition("/")[2].lower()) in ("train", "val", "trainval", "test"):
-            groups[name] += [image for image in _images_of_first_words(tree, read, key, notes) if image in labelled]
+        split = SPLIT_WORDS.get(without_type(key).rpartition("/")[2].lower())
+        if split is not None:
+            listed, lost = _images_of_names(tree, read, key)
+            groups[split] += [image for image in listed if image in labelled]
+            missing[split] += lost
     if not any(groups.values()):
         groups = defaultdict(list, by_folder(tree.images, labelled, notes))
     if unlabelled := sum(image not in labelled for image in tree.images):
@@ -63,12 +78,25 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     for split, images in groups.items():
         found = dict(_xml_name(image, labels[image]) for image in images if image in labels)
         found |= {key: key for image in images for key in named_by.get(image, [])}
-        splits[split] = Part({image: image for image in images if image in labelled}, found)
+        lost = missing[split]
+        if named_alone := {without_type(key).rpartition("/")[2] for key in alone} if lost else set():
+            lost = [name for name in lost if name not in named_alone]  # they are counted with their XML files
+        splits[split] = Part({image: image for image in images if image in labelled}, found, tuple(lost))
     for key in set(alone).difference(*named_by.values()):  # its image is missing, and is counted where it is read
         own = next(split for split in (split_of(_folder(key)) or "all", "train", *groups) if split in groups)
         splits[own].labels[key] = key
     splits = {split: part for split, part in splits.items() if part.labels}
-    return Layout("VOC", files[0].rpartition("/")[0] or files[0], splits, None, tuple(notes)) if splits else None
+    for split in [split for split, lost in missing.items() if lost and split not in splits]:
+        images_are = plural(len(missing[split]), "listed image is", "listed images are")
+        notes.append(f"{split} is left out: {images_are} missing, such as {short(missing[split][0])}")
+    return Layout("VOC", first.rpartition("/")[0] or first, splits, None, tuple(notes)) if splits else None
+
+
+def _is_voc(data: bytes) -> bool:
+    """Return whether the first element of an XML file, in any encoding, is <annotation>."""
+    before, *comments = data[:XML_HEAD_BYTES].replace(b"\0", b"").split(b"<!--")  # UTF-16 has a zero in each letter
+    found = _FIRST_TAG.search(before + b"".join(comment.partition(b"-->")[2] for comment in comments))
+    return found is not None and found[1].lower() == b"annotation"
 
 
 def _xml_name(image: str, label: str) -> tuple[str, str]:
@@ -96,30 +124,35 @@ def _folder(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str]) -> list[str]:
-    """Return the images that a list of ImageSets names: the first word of each line."""
-    words = b"\n".join(line.split()[0] for line in read(key).splitlines() if line.split())
-    found, missing = tree.images_of_list(key, lambda _: words)
-    if missing:
-        images_are = plural(len(missing), "listed image is", "listed images are")
-        notes.append(f"{key}: {images_are} missing, such as {short(missing[0])}")
-    return found
+def _images_of_names(tree: FileTree, read: Read, key: str) -> tuple[list[str], list[str]]:
+    """Return the images that a list of ImageSets names, and the names without an image."""
+    lines = (line.strip() for line in decode_text(read(key), errors="replace").splitlines())
+    names = "\n".join(_name_of_line(tree, line) for line in lines if line)
+    return tree.images_of_list(key, lambda _: names.encode())
+
+
+def _name_of_line(tree: FileTree, line: str) -> str:
+    """Return the name in a line of a list: all of it, without a flag behind it, or its first word; quotes are none."""
+    readings = [text.strip().strip("\"'") for text in (line, _FLAG.sub("", line), line.split()[0])]
+    return next((name for name in readings if tree.has_name(name)), readings[1])
 
 
 def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
     """Return COCO files, one a split, and their images; None where there are none."""
     heads = {}
     notes: list[str] = []
-    files = sorted(tree.ending(*COCO_ENDINGS), key=lambda key: (key.count("/"), key))
-    of_one_image = set(pair_labels(tree.images, files).values())  # labelme's own
-    files = [key for key in files if key not in of_one_image] or files
+    files = tree.ending(*COCO_ENDINGS)
+    paired = set(pair_labels(tree.images, files).values())
+    # Most files with the name of an image are labelme's own of it; but an image may be called train.jpg.
+    of_images = sorted(paired, key=lambda key: (split_of(without_type(key)) is None, key.count("/"), key))
+    files = [key for key in files if key not in paired]
     if len(files) > MOST_JSON_FILES:
         notes.append(
             f"{len(files):,} JSON files: only the first {MOST_JSON_FILES} are looked at; name the one you mean"
         )
-        files = files[:MOST_JSON_FILES]
+    files = [*files[:MOST_JSON_FILES], *of_images[:MOST_JSON_FILES]]
     for key in [named] if named is not None else files:
-        data = unpacked(read(key), key, key)
+        data = _text_of(read, key)
         if all(pattern.search(data) for pattern in _COCO_KEYS) and b'"segments_info"' not in data:
             heads[key] = _file_names(data)
     if not heads:
@@ -127,14 +160,21 @@ def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Lay
     if named is not None and split_of(named) == "train":
         for key in files:
             if key != named and without_split(key) == without_split(named) and split_of(key) in ("val", "test"):
-                heads[key] = _file_names(unpacked(read(key), key, key))
+                heads[key] = _file_names(_text_of(read, key))
     chosen = _one_a_split(list(heads), named, folder, notes)
     splits = {}
     for split, key in chosen.items():
-        prefix = _image_folder(tree, heads[key], key, split_of(without_type(key)) or split)
+        prefix = _image_folder(tree, heads[key], key, split_of(without_type(key)) or split, folder)
         images = {image.removeprefix(prefix): image for image in tree.images if image.startswith(prefix)}
         splits[split] = Part(images, {key.rpartition("/")[2]: key})
     return Layout("COCO", next(iter(chosen.values())), splits, None, tuple(notes))
+
+
+def _text_of(read: Read, key: str) -> bytes:
+    """Return the text of a JSON file in UTF-8."""
+    data = unpacked(read(key), key, key)
+    encoding = json.detect_encoding(data)
+    return data if encoding.startswith("utf-8") else data.decode(encoding, errors="replace").encode()
 
 
 def _one_a_split(keys: Sequence[str], named: str | None, folder: str, notes: list[str]) -> dict[str, str]:
@@ -170,13 +210,16 @@ def _file_names(data: bytes) -> list[str]:
     return names
 
 
-def _image_folder(tree: FileTree, names: Sequence[str], key: str, split: str) -> str:
+def _image_folder(tree: FileTree, names: Sequence[str], key: str, split: str, root: str) -> str:
     """Return the folder of a COCO file's images, with its slash: where most of the names are found.
 
-    Of equally good ones that of the split is taken, then the nearest to the file. Names that are found in several
-    folders (a base name for images in sub-folders) mean the folder that holds all of these. Where this split and
-    another one hold equal names, the other's folders do not count: an image that is missing here would be one of
-    theirs.
+    Of equally good ones that of the split is taken, then the nearest to the file, then one with a usual name, and the
+    original of a copy (``backup/images``). Names that are found in several folders (a base name for images in
+    sub-folders) mean the folder that holds all of these. Where this split and another one hold equal names, the other's
+    folders do not count: an image that is missing here would be one of theirs.
+
+    Raises:
+        UserError: All names are found in several folders, and nothing tells which is meant.
     """
     found = [_folders_of(tree, name) for name in names]
     if split in (splits := {"train", "val", "test"}):
@@ -189,12 +232,29 @@ def _image_folder(tree: FileTree, names: Sequence[str], key: str, split: str) ->
     if not votes:
         return ""
 
-    def rank(folder: str) -> tuple[int, bool, int, str]:
+    def rank(folder: str) -> tuple[int, bool, int, bool]:
         near = len(common_folder([key[: key.rfind("/") + 1], folder]))
-        return votes[folder], split_of(folder) == split, near, folder
+        return votes[folder], split_of(folder) == split, near, not usual.isdisjoint(folder.lower().split("/"))
 
-    best = max(votes, key=rank)
-    return best if votes[best] == num_found else common_folder(best_folders | {best})
+    usual = {name.lower() for name in IMAGE_FOLDERS}
+    ranks = {folder: rank(folder) for folder in votes}
+    highest = max(ranks.values())
+    equal = sorted(folder for folder in votes if ranks[folder] == highest)
+    best = [folder for folder in equal if not _is_copy(folder, set(equal))]
+    if highest[0] < num_found:
+        return common_folder(best_folders | {best[0]})
+    if len(best) > 1:
+        raise UserError(
+            f"{root}: {key}: its images are in {and_more([folder or '.' for folder in best], 5, separator=' and in ')} "
+            "alike; move those that are not meant out of the folder"
+        )
+    return best[0]
+
+
+def _is_copy(folder: str, folders: set[str]) -> bool:
+    """Return whether a folder repeats another one somewhere below: ``backup/images`` that of ``images``."""
+    parts = folder.split("/")
+    return any("/".join(parts[start:]) in folders for start in range(1, len(parts)))
 
 
 def _folders_of(tree: FileTree, name: str) -> set[str]:

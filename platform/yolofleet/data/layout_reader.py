@@ -21,17 +21,22 @@ from yolofleet.data.build import DEFAULT_MOST_SKIPPED, NOTES_PREFIX, BuildResult
 from yolofleet.data.build_plan import BuildOptions, plan_build
 from yolofleet.data.class_names import parse_class_names
 from yolofleet.data.coco import parse_coco
-from yolofleet.data.file_finder import find_files, without_type
+from yolofleet.data.file_finder import find_files, name_parts, without_type
+from yolofleet.data.file_tree import label_stems
 from yolofleet.data.layout import Layout, Part
+from yolofleet.data.layout_classes import tell_classes, with_equal_classes
 from yolofleet.data.manifest import Manifest, ManifestError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import unpacked
-from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.records import ImageRecord
 from yolofleet.data.sources import SourceDataset, SplitFiles
 from yolofleet.data.voc import read_voc_splits
 from yolofleet.data.yolo import read_yolo_splits
+from yolofleet.data.yolo_dataset import with_missing
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage
 
+NUM_SAMPLES_OF_A_NAME = 3
+"""Images of one name are copies (turned, say), unless there are more of each on average: then they are samples."""
 _COPY = re.compile(r"\.rf\.[0-9A-Za-z]{8,}$")
 
 
@@ -114,38 +119,32 @@ def read_layout(
             sources = read_yolo_splits(files, names)
         case "VOC":
             sources = read_voc_splits(files, names)
-    found = map(SplitSource, sources, images, logs)
-    return _with_equal_classes(dict(zip(layout.splits, found, strict=True)))
+    for part, log in zip(parts, logs, strict=True):
+        _tell_repairs(part, log)
+    sources = [with_missing(source, _inside(part.missing)) for source, part in zip(sources, parts, strict=True)]
+    found = map(SplitSource, with_equal_classes(sources), images, logs)
+    return dict(zip(layout.splits, found, strict=True))
+
+
+def _tell_repairs(part: Part, problems: ProblemLog) -> None:
+    """Count labels that do not lie where the names of their images say, and images that were left out."""
+    for name, key in part.labels.items():
+        if name not in (key, key.rpartition("/")[2]) and without_type(key) not in label_stems(name):
+            problems.add("file_name_repaired", f"{without_type(name)}: its label is {key}")
+    for image in part.left_out:
+        problems.add("folder_without_labels", image)
+
+
+def _inside(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return lines of lists as paths below a folder, each once."""
+    names = ("/".join(part for part in name_parts(line) if not part.endswith(":")) for line in lines)
+    return tuple(dict.fromkeys(names))
 
 
 def _read_coco(part: Part, folder: Storage, problems: ProblemLog) -> SourceDataset:
     (key,) = part.labels.values()
     url = f"{folder.url}/{key}"
     return parse_coco(unpacked(folder.get(key), key, url), url, problems)
-
-
-def _with_equal_classes(splits: dict[str, SplitSource]) -> dict[str, SplitSource]:
-    """Return the splits with the classes of all: each COCO file has a list of its own."""
-    lists = {split.source.classes for split in splits.values()}
-    if len(lists) == 1:
-        return splits
-    pairs = {(entry.id, entry.name) for classes in lists for entry in classes}
-    names = sorted({name for _, name in pairs})
-    if len({identity for identity, _ in pairs}) == len(pairs) == len(names):
-        classes = tuple(ObjectClass(identity, name) for identity, name in sorted(pairs))
-    else:  # the splits number them differently: the names count
-        classes = tuple(ObjectClass(number, name) for number, name in enumerate(names, start=1))
-    index_of = {entry.name: index for index, entry in enumerate(classes)}
-    return {
-        split: replace(found, source=_with_classes(found.source, classes, index_of)) for split, found in splits.items()
-    }
-
-
-def _with_classes(
-    source: SourceDataset, classes: tuple[ObjectClass, ...], index_of: Mapping[str, int]
-) -> SourceDataset:
-    new = np.array([index_of[entry.name] for entry in source.classes], dtype=np.int64)
-    return SourceDataset(classes, tuple(replace(record, classes=new[record.classes]) for record in source.records))
 
 
 def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict[str, SplitSource], str | None]:
@@ -158,6 +157,13 @@ def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict
     Raises:
         UserError: There are not enough images with objects.
     """
+    assigned, sentence = _assigned(splits, share)
+    for split, found in assigned.items():
+        tell_classes(split, found.source, assigned["train"].source, found.problems)
+    return assigned, sentence
+
+
+def _assigned(splits: Mapping[str, SplitSource], share: float) -> tuple[dict[str, SplitSource], str | None]:
     name = next(split for split in ("train", "trainval", "all", "val", "test") if split in splits)
     whole, without, equal = splits[name], "", ""
     apart = {split: splits[split] for split in ("val", "test") if split in splits and split != name}
@@ -200,7 +206,7 @@ def _why_no_box(split: SplitSource) -> str:
     where = f"{split.images.url}: no box in {plural(len(records), 'image')}"
     if num_crowds := sum(len(record.iscrowd) for record in records):
         crowds = plural(num_crowds, "object is a crowd, which is no target", "objects are crowds, which are no targets")
-        return f"{where}: {crowds}; set iscrowd to 0"
+        return f"{where}: {crowds}; set iscrowd (in VOC: difficult) to 0"
     return f"{where}; {split.problems.main_loss() or 'not one object is annotated'}"
 
 
@@ -210,7 +216,8 @@ def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]
     Raises:
         UserError: Fewer than two images hold objects.
     """
-    shares = {record.file_name: name_share(record.file_name) for record in records}
+    by_folder = _are_named_by_folder([record.file_name for record in records if not record.iscrowd.all()])
+    shares = {record.file_name: name_share(record.file_name, by_folder) for record in records}
     labelled = sorted((shares[record.file_name], record.file_name) for record in records if not record.iscrowd.all())
     if len({value for value, _ in labelled}) < 2:
         raise UserError(
@@ -222,10 +229,27 @@ def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]
     return {name for name, value in shares.items() if value < bound}
 
 
-def name_share(file_name: str) -> float:
-    """Return the hash of an image's name as a number in [0, 1); that of its copies is the same."""
-    name = _COPY.sub("", without_type(file_name).replace("\\", "/").rpartition("/")[2])
+def name_share(file_name: str, is_named_by_folder: bool = False) -> float:
+    """Return the hash of an image's name as a number in [0, 1); that of its copies is the same.
+
+    Args:
+        file_name: The name; its folders do not count, so copies in another folder stay with it.
+        is_named_by_folder: The folders count: every sample is a folder of its own, with images of equal names.
+    """
+    path = _without_copy(file_name)
+    name = path if is_named_by_folder else path.rpartition("/")[2]
     return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big") / 2**64
+
+
+def _are_named_by_folder(file_names: Sequence[str]) -> bool:
+    """Return whether images have so few names that their folders tell them apart, as s1/image.jpg and s2/image.jpg."""
+    paths = {_without_copy(name) for name in file_names}
+    num_names = len({path.rpartition("/")[2] for path in paths})
+    return num_names < 2 or NUM_SAMPLES_OF_A_NAME * num_names < len(paths)
+
+
+def _without_copy(file_name: str) -> str:
+    return _COPY.sub("", without_type(file_name).replace("\\", "/"))
 
 
 def shard_split(

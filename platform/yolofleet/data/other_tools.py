@@ -25,7 +25,21 @@ _OTHER_TOOLS = tuple(
         ),
         (".json", rb'"geometryType"\s*:|"classTitle"\s*:', "Supervisely's own format", _COCO_OR_YOLO),
         (".json", rb'"coordinates"\s*:\s*\{', "Apple's CreateML format", _COCO_OR_YOLO),
+        (
+            ".json",
+            rb'"slots"\s*:|"bounding_box"\s*:\s*\{',
+            "V7 Darwin's own format",
+            "export it from V7 as COCO, or turn it to COCO with darwin-py: darwin convert",
+        ),
         (".json", rb'"bounding_box"\s*:|"filepath"\s*:', "FiftyOne's own format", _CONVERTED),
+        (".json", rb'"assets?"\s*:\s*\{', "VoTT's own format", "export it from VoTT as Pascal VOC"),
+        (".json", rb'"box2d"\s*:', "BDD100K's (Scalabel's) own format", "bdd100k.label.to_coco turns it to COCO"),
+        (
+            ".json",
+            rb'"task_id"\s*:',
+            "a list of tasks in Scale's own JSON",
+            "write its boxes (left, top, width, height) as COCO",
+        ),
         (
             ".json",
             rb'"dm_format_version"|"items"\s*:',
@@ -46,9 +60,31 @@ _OTHER_TOOLS = tuple(
             "evaluate reads it; take the annotations instead",
         ),
         (".xml", rb"<annotations>", "CVAT's own XML", "export it from CVAT as COCO 1.0 or YOLO 1.1, with images"),
+        (".xml", rb"<dataset>", "dlib's own XML (imglab)", "write its boxes as Pascal VOC or COCO"),
+        (
+            ".ndjson",
+            rb'"data_row"\s*:',
+            "a Labelbox export in its own NDJSON",
+            "FiftyOne imports Labelbox and exports COCO",
+        ),
+        (
+            ".ndjson",
+            rb'"type"\s*:\s*"(?:dataset|image)"',
+            "Ultralytics's own NDJSON",
+            "convert_ndjson_to_yolo of ultralytics.data.converter turns it to YOLO",
+        ),
+        (".odgt", rb'"gtboxes"\s*:', "CrowdHuman's own format", "write its boxes (fbox or vbox) as COCO"),
+        (
+            ".manifest",
+            rb'"source-ref"\s*:',
+            "a manifest of SageMaker Ground Truth",
+            "write its boxes (left, top, width, height) as COCO",
+        ),
         (".csv", rb"(?i)ImageID,|filename,|xmin", "boxes in a CSV file", _CONVERTED),
     )
 )
+ENDINGS_OF_TOOLS = tuple(sorted({ending for ending, *_ in _OTHER_TOOLS}))
+"""Endings of the files that `other_tool` knows."""
 
 
 def other_tool(key: str, data: bytes) -> str | None:

@@ -1,7 +1,8 @@
 """Problems of a dataset, counted by kind, with examples.
 
 Every kind of problem is listed here once with its outcome: a ``note`` changes nothing, a ``repair`` corrects the item,
-a ``drop`` leaves the box or the image out. A file that cannot be used at all raises ``UserError`` instead.
+a ``drop`` leaves the box or the image out, and an ``info`` is no problem at all, but what was done unasked. A file that
+cannot be used at all raises ``UserError`` instead.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from yolofleet.core.text import visible
+from yolofleet.core.text import plural, visible
 
-Outcome = Literal["note", "repair", "drop"]
+Outcome = Literal["info", "note", "repair", "drop"]
 NUM_EXAMPLES_KEPT = 5
 LONGEST_EXAMPLE = 300
 
@@ -32,7 +33,18 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "box_from_outline": ProblemKind(
         "repair", "an annotation has no usable bbox; the one around its polygon or RLE is used"
     ),
-    "box_rotated": ProblemKind("repair", "a bbox is rotated (attributes.rotation); the upright box around it is used"),
+    "box_rotated": ProblemKind(
+        "repair", "a box is rotated (attributes.rotation, or robndbox in XML); the upright box around it is used"
+    ),
+    "box_differs_from_outline": ProblemKind(
+        "note", "a bbox and the box around its polygon or RLE share less than half (IoU); the bbox is used"
+    ),
+    "box_mask_of_other_shape": ProblemKind(
+        "drop", "an annotation has no usable bbox, and its RLE is of another shape than its image"
+    ),
+    "mask_of_other_size": ProblemKind(
+        "repair", "an RLE is of another size than its image and left out; a box that follows from it is scaled"
+    ),
     "box_missing": ProblemKind("drop", "an annotation has no bbox"),
     "box_malformed": ProblemKind("drop", "a bbox is not four numbers"),
     "box_not_finite": ProblemKind("drop", "a bbox holds NaN or infinity"),
@@ -42,10 +54,15 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "box_outside": ProblemKind("drop", "a bbox is completely outside its image"),
     "box_clipped": ProblemKind("repair", "a bbox reached out of its image and was clipped to it"),
     "boxes_look_like_corners": ProblemKind("note", "boxes seem to be x1,y1,x2,y2 instead of x,y,width,height"),
+    "boxes_look_like_percents": ProblemKind("note", "boxes seem to be percents of the sides; pixels are needed"),
     "corners_from_zero": ProblemKind("repair", "corners of an XML file are 0, and VOC counts pixels from 1"),
+    "corners_with_decimals": ProblemKind("repair", "corners of an XML file have decimals, and VOC counts whole pixels"),
+    "corners_unclear": ProblemKind(
+        "note", "corners are whole, written as 58.0, and none tells what is meant; read as edges, not as VOC's pixels"
+    ),
     "area_missing": ProblemKind("repair", "an annotation has no usable area; width x height is used"),
     "iscrowd_malformed": ProblemKind("repair", "iscrowd is neither 0 nor 1; read as 0"),
-    "segmentation_malformed": ProblemKind("repair", "a polygon or RLE is invalid and left out; its box is kept"),
+    "segmentation_malformed": ProblemKind("repair", "a polygon or RLE is invalid and left out; the rest is kept"),
     "category_missing": ProblemKind("drop", "an annotation has no category_id"),
     "category_malformed": ProblemKind("drop", "a category_id is not a whole number"),
     "category_unknown": ProblemKind("drop", "a category_id is not in the list of categories"),
@@ -54,7 +71,16 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "category_unused_root": ProblemKind("note", "a category only groups the others and has no box: left out"),
     "annotation_panoptic": ProblemKind("drop", "a panoptic annotation (segments_info): name the instances file"),
     "annotations_absent": ProblemKind("note", "the file has no list of annotations: images without objects"),
-    "objects_all_crowds": ProblemKind("drop", "every object is a crowd, so none is learned; set iscrowd to 0"),
+    "objects_all_crowds": ProblemKind(
+        "drop", "every object is a crowd, so none is learned; set iscrowd (in VOC: difficult) to 0"
+    ),
+    "objects_mostly_crowds": ProblemKind(
+        "note",
+        "most objects are crowds, neither learned nor part of AP; set iscrowd (in VOC: difficult) to 0",
+    ),
+    "ids_matched": ProblemKind(
+        "repair", "annotations refer to ids by other numbers or by names; a single match is used"
+    ),
     "annotation_malformed": ProblemKind("drop", "an annotation is not an object with an image_id"),
     "annotation_without_image": ProblemKind("drop", "an annotation belongs to an image that is not listed"),
     "annotation_duplicate_id": ProblemKind("repair", "two annotations have the same id; both are kept and renumbered"),
@@ -110,14 +136,21 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
         "note", "an image is in two datasets, so evaluation on one measures how well the other is remembered"
     ),
     "classes_differ": ProblemKind("note", "two datasets do not have the same classes in the same order"),
+    "class_not_in_train": ProblemKind("note", "a class has objects in val or test, but none in train to learn it from"),
+    "class_names_alike": ProblemKind("note", "names of classes differ only in case or blanks; they stay classes each"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
     "key_points_left_out": ProblemKind("note", "a label line holds a box and more (key points?); its box is used"),
     "key_points_unclear": ProblemKind("note", "label lines may hold key points; read as polygons (see kpt_shape)"),
-    "label_without_image": ProblemKind("drop", "a label file belongs to no image"),
-    "class_names_found": ProblemKind("note", "the class names are read from a file among the labels"),
+    "label_without_image": ProblemKind("drop", "the lines of a label file that belongs to no image"),
+    "class_names_found": ProblemKind("info", "the class names are read from a file that lies with the labels"),
+    "class_names_missing": ProblemKind("info", "no class has a name, so its number is used; --classes names them"),
+    "split_missing": ProblemKind("note", "data.yaml names a split, and no image of it is there; the others are read"),
     "class_names_repeated": ProblemKind("note", "two classes have the same name; they stay two classes"),
     "label_file_too_large": ProblemKind("drop", "a label file has more bytes than labels of an image can have"),
+    "folder_without_labels": ProblemKind(
+        "note", "an image in a folder without any label, beside folders with labels; an empty label file keeps it"
+    ),
     "label_file_missing": ProblemKind("note", "an image has no label file; it is used as an image without objects"),
     # samples in shards
     "sample_without_json": ProblemKind("drop", "a sample in a shard has no annotation"),
@@ -131,6 +164,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
 }
 
 
+MOST_CROWD_SHARE = 0.5
 LOSSES_OF_BOXES = (
     *(kind for kind in PROBLEM_KINDS if kind.startswith(("box_", "category_", "annotation_"))),
     *("objects_all_crowds", "label_line_malformed", "label_without_image"),
@@ -201,3 +235,16 @@ class ProblemLog:
             }
             for kind in sorted(self.counts)
         }
+
+
+def tell_crowds(num_crowds: int, num_boxes: int, problems: ProblemLog) -> None:
+    """Count that all or most objects of a dataset are crowds.
+
+    Args:
+        num_crowds: How many are.
+        num_boxes: The other objects.
+        problems: Where it is counted.
+    """
+    if num_crowds > MOST_CROWD_SHARE * (num_crowds + num_boxes):
+        kind = "objects_mostly_crowds" if num_boxes else "objects_all_crowds"
+        problems.add(kind, f"{plural(num_crowds, 'crowd')}, {plural(num_boxes, 'other object')}")

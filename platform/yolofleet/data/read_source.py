@@ -1,20 +1,24 @@
-"""Reading the annotations that a user named: COCO, YOLO, VOC, tar shards, or a kind of source that a plugin adds."""
+"""Reading the annotations that a user named: COCO, YOLO, VOC, tar shards, or a kind of source that a plugin adds.
+
+A folder is of the built-in kind that its files show (`annotation_kind`); one that shows two is refused.
+"""
 
 from __future__ import annotations
 
 import gzip
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural
+from yolofleet.data.annotation_kind import COCO_ENDINGS, coco_files
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.file_finder import without_type
 from yolofleet.data.file_tree import SPLIT_WORDS, split_of
-from yolofleet.data.other_tools import MOST_BYTES_SEEN, other_tool
+from yolofleet.data.other_tools import ENDINGS_OF_TOOLS, MOST_BYTES_SEEN, other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import (
@@ -29,12 +33,13 @@ from yolofleet.data.sources import (
 from yolofleet.data.tar_source import read_tar_shards
 from yolofleet.data.voc import read_voc
 from yolofleet.data.yolo import read_yolo
-from yolofleet.data.yolo_dataset import read_data_yaml
+from yolofleet.data.yolo_dataset import read_data_yaml, with_missing
 from yolofleet.storage import ObjectInfo
 
 TAR_ENDINGS = (".tar", ".zip", ".tgz", ".gz")
-COCO_ENDINGS = (".json", ".json.gz")
 LONGEST_COCO_BYTES = 8 << 30
+MOST_FILES_NAMED = 3
+"""Files that are looked at to say what they are, where none can be read."""
 MOST_GZIP_GAIN = 200
 """A gzip file that would grow more than so often is no JSON text."""
 HELD_IN_ANNOTATIONS = ("train", "val", "valid", "test")
@@ -63,10 +68,10 @@ def _read_yolo(
             raise UserError(
                 f"{annotations.url}: names its images: give '-' for all, or train, val or test, not {images}"
             )
-        names, folder, chosen = read_data_yaml(annotations, split, problems)
-        if class_names is not None and list(class_names) != list(names):
+        named = read_data_yaml(annotations, split, problems)
+        if class_names is not None and list(class_names) != list(named.names):
             raise UserError(f"{annotations.url}: has other class names than --classes; leave one of them out")
-        return read_yolo(folder, chosen, names, problems), chosen
+        return with_missing(read_yolo(named.labels, named.images, named.names, problems), named.missing), named.images
     return _read_folder(read_yolo, annotations, images, class_names, problems)
 
 
@@ -80,13 +85,13 @@ def _read_folder(
     if not annotations.is_folder:
         raise UserError(f"{annotations.url}: label files are needed, in a folder, and this is one file")
     store = _images(annotations, images, problems)
-    return reader(annotations.storage, store, class_names, problems), store
+    return reader(annotations.folder, store, class_names, problems), store
 
 
 def _images(annotations: Annotations, images: str | None, problems: ProblemLog) -> ImageStore:
     """Return the images: in the folder that the user named, or else among the annotations of a folder."""
     if images is None and annotations.is_folder:
-        return annotations.storage
+        return annotations.folder
     return open_images(images, problems, follow_links=annotations.follow_links)
 
 
@@ -94,6 +99,7 @@ def _read_coco_file(
     annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog
 ) -> Read:
     split = images if annotations.is_folder and images in HELD_IN_ANNOTATIONS else None
+    holds_images = annotations.is_folder and images in (None, split)
     file = _coco_file(annotations, split)
     if file.size_bytes > LONGEST_COCO_BYTES:
         raise UserError(
@@ -102,7 +108,7 @@ def _read_coco_file(
     store = _images(annotations, None if split else images, problems)
     folder = f"{file.key.rpartition('/')[0]}/".lstrip("/")
     beside = [entry for entry in store.list() if entry.key.startswith(folder) and is_image_name(entry.key)]
-    if store is annotations.storage and beside:  # another split may hold images of the same names
+    if holds_images and beside:  # another split may hold images of the same names
         store = ChosenImages(store, beside)
     name = f"{annotations.url}/{file.key}" if annotations.is_folder else annotations.url
     return parse_coco(unpacked(annotations.storage.get(file.key), file.key, name), name, problems), store
@@ -112,17 +118,13 @@ def _coco_file(annotations: Annotations, split: str | None) -> ObjectInfo:
     if not annotations.is_folder:
         return annotations.files[0]
     found = [entry for entry in annotations.files if entry.key.lower().endswith(COCO_ENDINGS)]
+    found = coco_files(annotations.storage, found) or found  # the others are of something else
     chosen = [entry for entry in found if split is None or split_of(without_type(entry.key)) == SPLIT_WORDS[split]]
     if len(chosen) == 1:
         return chosen[0]
     found = chosen or found
-    for entry in found[:3]:
-        if (
-            what := other_tool(
-                entry.key, annotations.storage.get_range(entry.key, 0, min(entry.size_bytes, MOST_BYTES_SEEN))
-            )
-        ) is not None:
-            raise UserError(f"{annotations.url}: {entry.key} {what}")
+    if (other := _file_of_other_tool(annotations, found)) is not None:
+        raise UserError(f"{annotations.url}: {other}")
     named = and_more([entry.key for entry in found], 5) or "none"
     raise UserError(
         f"{annotations.url}: a COCO source is one JSON file, and this folder holds {named}; name the file, or give "
@@ -145,11 +147,20 @@ def unpacked(data: bytes, key: str, name: str) -> bytes:
     return text
 
 
+def _file_of_other_tool(annotations: Annotations, files: Sequence[ObjectInfo]) -> str | None:
+    """Return a file of a known tool and what it is; None where there is none among the first of them."""
+    for entry in files[:MOST_FILES_NAMED]:
+        head = annotations.storage.get_range(entry.key, 0, min(entry.size_bytes, MOST_BYTES_SEEN))
+        if (what := other_tool(entry.key, head)) is not None:
+            return f"{entry.key} {what}"
+    return None
+
+
 SOURCES.register("coco")(
     Source(
         form="a COCO file (*.json)",
         detect=lambda found: (
-            found.has(*COCO_ENDINGS) if found.is_folder else found.has(".json.gz") or not found.has(*TAR_ENDINGS)
+            "coco" in found.kinds if found.is_folder else found.has(".json.gz") or not found.has(*TAR_ENDINGS)
         ),  # its reader says why a file is not COCO
         read=_read_coco_file,
     )
@@ -157,16 +168,14 @@ SOURCES.register("coco")(
 SOURCES.register("yolo")(
     Source(
         form="a folder of YOLO labels (*.txt), or its data.yaml",
-        detect=lambda found: (
-            _has_labels(found) and not found.has(".tar", ".xml") if found.is_folder else found.has(*YAML_ENDINGS)
-        ),
+        detect=lambda found: "yolo" in found.kinds if found.is_folder else found.has(*YAML_ENDINGS),
         read=_read_yolo,
     )
 )
 SOURCES.register("voc")(
     Source(
         form="a folder of VOC annotations (*.xml)",
-        detect=lambda found: found.is_folder and found.has(".xml") and not found.has(".tar"),
+        detect=lambda found: found.is_folder and "voc" in found.kinds,
         read=partial(_read_folder, read_voc),
     )
 )
@@ -174,7 +183,7 @@ SOURCES.register("webdataset")(
     Source(
         form="tar shards (*.tar)",
         detect=lambda found: (
-            found.has(".tar") or (not found.is_folder and found.has(*TAR_ENDINGS) and not found.has(".json.gz"))
+            "webdataset" in found.kinds if found.is_folder else found.has(*TAR_ENDINGS) and not found.has(".json.gz")
         ),
         read=_read_shards,
     )
@@ -208,17 +217,24 @@ def read_source(
     return (source or _detect(annotations)).read(annotations, images, class_names, problems)
 
 
-def _has_labels(annotations: Annotations) -> bool:
-    """Return whether a folder holds text files that may be labels; a README beside a COCO file is none."""
-    names = [entry.key.lower().rpartition("/")[2] for entry in annotations.files]
-    return any(name.endswith(".txt") and not name.startswith("readme") for name in names)
-
-
 def _detect(annotations: Annotations) -> Source:
     """Return the kind of annotations; kinds that plugins add come first, as COCO takes any single file."""
     sources = SOURCES.items()
-    for source in reversed(sources.values()):
-        if source.detect(annotations):
-            return source
-    forms = "; ".join(source.form for source in sources.values())
-    raise UserError(f"{annotations.url}: a folder without label files. A source is one of: {forms}")
+    found = next((name for name in reversed(sources) if sources[name].detect(annotations)), None)
+    if found is None:
+        forms = "; ".join(source.form for source in sources.values())
+        raise UserError(f"{annotations.url}: {_why_none(annotations)}. A source is one of: {forms}")
+    if annotations.is_folder and found in annotations.kinds and len(annotations.kinds) > 1:
+        seen = " and of ".join(f"{kind.upper()} ({key})" for kind, key in annotations.kinds.items())
+        cure = " or ".join(f"--format {kind}" for kind in annotations.kinds)
+        raise UserError(f"{annotations.url}: holds annotations of {seen}; say which are meant with {cure}")
+    return sources[found]
+
+
+def _why_none(annotations: Annotations) -> str:
+    of_tools = [entry for entry in annotations.files if entry.key.lower().endswith(ENDINGS_OF_TOOLS)]
+    if (other := _file_of_other_tool(annotations, of_tools)) is not None:
+        return other
+    if archives := [entry.key for entry in annotations.files if entry.key.lower().endswith(".zip")]:
+        return f"no label files here; unpack the archive in it, and name that: {and_more(archives, 3)}"
+    return "a folder without label files"

@@ -16,7 +16,12 @@ from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageE
 from yolofleet.storage.local import EntryKind, FileStorage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
-_LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+_LITTER = (
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "$recycle.bin"),
+    *("lost+found", "@eadir", "#recycle"),
+)
+_LITTER_BEGINS = ("synophoto_thumb", "synophoto_film", "synovideo_")
+"""Names that network storage gives to its small copies of images and videos."""
 
 
 def is_image_name(key: str) -> bool:
@@ -27,7 +32,12 @@ def is_image_name(key: str) -> bool:
 def is_litter(key: str) -> bool:
     """Return whether a file is hidden, or left by a system or a notebook, or lies in such a folder."""
     parts = key.split("/")
-    return any((part[:1] == "." and part[1:2] not in ("", ".")) or part.lower() in _LITTER for part in parts)
+    return any(
+        (part[:1] == "." and part[1:2] not in ("", "."))
+        or part.lower() in _LITTER
+        or part.lower().startswith(_LITTER_BEGINS)
+        for part in parts
+    )
 
 
 class SourceFolder(FileStorage):

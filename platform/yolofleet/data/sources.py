@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
+from yolofleet.data.annotation_kind import kinds_of, source_files
 from yolofleet.data.decode import check_file_size
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
@@ -85,7 +87,7 @@ class Annotations:
     """As the user wrote it."""
     storage: Storage
     files: tuple[ObjectInfo, ...]
-    """The files of the folder; for one file it alone."""
+    """The files of the folder, without our own datasets in it (`source_files`); for one file it alone."""
     is_folder: bool
     follow_links: bool = False
     """Whether links that lead out of a folder are read."""
@@ -98,13 +100,23 @@ class Annotations:
             UserError: There is neither.
         """
         folder = open_source(url, problems, follow_links=follow_links)
-        if files := folder.list():
+        if files := source_files(folder):
             return Annotations(url, folder, tuple(files), is_folder=True, follow_links=follow_links)
         if reasons := problems.reasons():
             raise UserError(f"{url}: holds no file that can be read; {reasons}")
         storage, key = open_file(url)
         files = [ObjectInfo(key, storage.size_bytes(key))]
         return Annotations(url, storage, tuple(files), is_folder=False, follow_links=follow_links)
+
+    @property
+    def folder(self) -> ImageStore:
+        """The files of the folder, as a store of labels and images."""
+        return ChosenImages(self.storage, self.files)
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The built-in kinds of annotations that the folder holds, each with a file that shows it (`kinds_of`)."""
+        return kinds_of(self.storage, self.files)
 
     def has(self, *endings: str) -> bool:
         """Return whether a file has one of these endings, in lower case."""
@@ -118,7 +130,7 @@ class Source:
     form: str
     """The form of its annotations, for messages: "a folder of VOC annotations (*.xml)"."""
     detect: Callable[[Annotations], bool]
-    """Returns whether annotations are of this kind, from the names of the files."""
+    """Returns whether annotations are of this kind, from the names of the files or from what they say."""
     read: Callable[[Annotations, str | None, list[str] | None, ProblemLog], tuple[SourceDataset, ImageStore]]
     """Reads classes and records and finds the images. Its arguments: the annotations; the folder of images as the user
     named it, or None (see `open_images`); names by class, or None; the log where problems are counted. It raises
@@ -129,7 +141,7 @@ SOURCES: ExtensionPoint[Source] = ExtensionPoint("format")
 """Kinds of sources by name; ``SOURCES.register("NAME")(Source(...))`` registers one."""
 
 
-def open_images(images: str | None, problems: ProblemLog | None = None, *, follow_links: bool = False) -> Storage:
+def open_images(images: str | None, problems: ProblemLog | None = None, *, follow_links: bool = False) -> ImageStore:
     """Open the folder of images of a source whose annotations do not hold them.
 
     Args:
@@ -142,7 +154,8 @@ def open_images(images: str | None, problems: ProblemLog | None = None, *, follo
     """
     if images is None:
         raise UserError("the folder of images is missing, and these annotations do not hold the images; name it")
-    return open_source(images, problems or ProblemLog(), follow_links=follow_links)
+    folder = open_source(images, problems or ProblemLog(), follow_links=follow_links)
+    return ChosenImages(folder, source_files(folder))
 
 
 def open_file(url: str) -> tuple[Storage, str]:

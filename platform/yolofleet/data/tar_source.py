@@ -12,7 +12,8 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import one_line, plural, short
-from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
+from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.data.json_values import is_whole
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
@@ -129,7 +130,9 @@ def _records(
         boxes: list[tuple[int, CleanBox]] = []
         for category, annotation in document["objects"]:
             try:
-                boxes.append((index_of[category], clean_numbers(annotation)))
+                boxes.append(
+                    (index_of[category], clean_numbers(annotation, (document["size"][0], document["size"][1])))
+                )
             except BoxProblem as problem:
                 problems.add(problem.kind, f"{document['where']}: {problem}")
         record = build_record(document["id"] if keeps_ids else number, key, document["size"], boxes)

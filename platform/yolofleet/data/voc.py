@@ -1,8 +1,8 @@
 """Pascal VOC annotations as a source: one XML file an image.
 
 Corners are whole pixels counted from 1, both inside the box, so ``x = xmin - 1`` and ``width = xmax - xmin + 1``. Some
-tools count from 0 and write edges: where more corners are 0 than 1, ``x = xmin`` and ``width = xmax - xmin``. An object
-marked ``difficult`` is neither a target nor a miss in VOC; it becomes a crowd, which is the same here.
+tools count from 0 and write edges (see `voc_corners`): then ``x = xmin`` and ``width = xmax - xmin``. An object marked
+``difficult`` is neither a target nor a miss in VOC; it becomes a crowd, which is the same here.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from xml.etree import ElementTree
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural, short
-from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_of_shares, refuse_shares
+from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.data.box_meaning import is_of_shares, refuse_shares
 from yolofleet.data.file_finder import beside, find_files, without_type
 from yolofleet.data.other_tools import other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import ImageStore, SourceDataset, SplitFiles
+from yolofleet.data.voc_corners import Corners, first_pixel, read_corners
 
 LONGEST_XML_BYTES = 4 << 20
+MOST_ELEMENTS = 300_000
+"""Each takes a hundred bytes of memory, and only three of the file."""
+DEEPEST_ELEMENT = 64
 MOST_SIZE_DIGITS = 9
 DECODED = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030"} | {
     name: name for name in ("gb18030", "big5", "cp950", "shift_jis", "cp932", "euc_jp", "euc_kr", "cp949")
 }
 """Codecs of encodings with several bytes a character, which expat does not read."""
 DECLARED_ENCODING = re.compile(rb"<\?xml[^>]{1,200}?\bencoding\s*=\s*[\"']([\w.-]{1,40})[\"']")
-
-Corners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ def read_voc_splits(splits: Sequence[SplitFiles], class_names: list[str] | None)
         UserError: A split has no annotation, or there is no class.
     """
     files = [_files(split) for split in splits]
-    first = _first_pixel([entry.corners for found in files for file in found for entry in file.objects])
+    first, is_clear = first_pixel([entry.corners for found in files for file in found for entry in file.objects])
+    if not is_clear:
+        for split in splits:
+            split.problems.add("corners_unclear", f"{split.annotations.url}: pixels from 1 are written as 58, not 58.0")
     cleaned = [
         [_clean_objects(file.objects, first, file.key, split.problems) for file in found]
         for split, found in zip(splits, files, strict=True)
@@ -211,10 +217,18 @@ class _PlainTree(ElementTree.TreeBuilder):
     Refuses a document type, in any encoding: VOC has none, and the entities of one can blow up to any size.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_elements = self._depth = 0
+
     def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
+        self._num_elements, self._depth = self._num_elements + 1, self._depth + 1
+        if self._num_elements > MOST_ELEMENTS or self._depth > DEEPEST_ELEMENT:
+            raise ValueError(f"more than {MOST_ELEMENTS:,} elements, or nested deeper than {DEEPEST_ELEMENT}")
         return super().start(_plain(tag), attrs)
 
     def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
         return super().end(_plain(tag))
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
@@ -229,28 +243,25 @@ def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> Itera
     for number, entry in enumerate(root.iter("object"), start=1):
         where = f"{key}: object {number}"
         try:
-            x1, y1, x2, y2 = (
-                float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            corners = read_corners(entry)
         except ValueError:
             problems.add("box_malformed", where)
             continue
+        if not corners.is_upright:
+            problems.add("box_rotated", where)
         is_hard = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
-        yield _Object(where, (entry.findtext("name") or "").strip(), (x1, y1, x2, y2), is_hard)
-
-
-def _first_pixel(corners: list[Corners]) -> int:
-    """Return what the first pixel of an image is called: 1 as in VOC, or 0 where more corners are 0 than 1."""
-    return int(sum(1 in near for *near, _, _ in corners) >= sum(0 in near for *near, _, _ in corners))
+        yield _Object(where, (entry.findtext("name") or "").strip(), corners, is_hard)
 
 
 def _clean_objects(objects: list[_Object], first: int, key: str, problems: ProblemLog) -> list[tuple[str, CleanBox]]:
-    if any(0 in entry.corners[:2] for entry in objects):
-        problems.add("corners_from_zero", f"{key}: read as {'pixels from 1, as most are' if first else 'edges from 0'}")
+    reading = "pixels from 1, as most are" if first else "edges from 0"
+    if any(entry.corners.begins_at(0) for entry in objects):
+        problems.add("corners_from_zero", f"{key}: read as {reading}")
+    if any(entry.corners.has_decimals for entry in objects):
+        problems.add("corners_with_decimals", f"{key}: read as {reading}")
     cleaned = []
     for entry in objects:
-        x1, y1, x2, y2 = entry.corners
-        box = [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]
+        box = entry.corners.box(first)
         try:
             clean = clean_numbers({"bbox": box, "iscrowd": int(entry.is_hard), "area": box[2] * box[3]})
         except BoxProblem as problem:

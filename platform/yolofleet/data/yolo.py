@@ -9,28 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import decode_text, plural
-from yolofleet.data.class_names import ClassNames, parse_class_names
+from yolofleet.data.annotation_kind import is_no_label
+from yolofleet.data.check import ROUNDING_PIXELS
+from yolofleet.data.class_names import ClassNames
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, exif_orientation, image_size
 from yolofleet.data.file_finder import beside, find_files, without_type
 from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
+from yolofleet.data.records import ImageRecord, ObjectClass, Outlines, Segmentation, boxes_inside
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import ImageStore, SourceDataset, SplitFiles, read_image_file
 from yolofleet.data.yolo_lines import LabelLine, key_point_numbers, look_like_corners, parse_line, sound_lines
+from yolofleet.data.yolo_names import find_class_names
 from yolofleet.storage import ObjectInfo
 
 LONGEST_LABEL_BYTES = 4 << 20
+MOST_LABEL_LINES = 100_000
 MOST_UNNAMED_CLASSES = 10_000
 """A label that holds no name can make a class only below this number: each class up to it gets a name and a count."""
-NAME_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
-NOT_LABELS = ("classes", "labels", "train", "val", "valid", "test", "notes", "requirements")
 OTHER_ENDINGS = (
     ".txt",
     ".yaml",
@@ -55,14 +56,16 @@ def read_yolo(
     Args:
         labels: Folder of label files, in the same sub-folders as the images.
         images: Folder of images.
-        class_names: Names by class; None takes those of a file of names among the labels, or else as many classes as
-            the labels speak of, named by their numbers.
+        class_names: Names by class; None takes those of a file of names with the labels (`find_class_names`), or else
+            as many classes as the labels speak of, named by their numbers.
         problems: Where problems are counted.
 
     Raises:
-        UserError: There is no image, or no class.
+        UserError: There is no image, or no class, or labels count classes from 1.
     """
     (source,) = read_yolo_splits([SplitFiles(labels, images, problems)], class_names)
+    if class_names is None and "class_names_found" not in problems.counts:
+        problems.add("class_names_missing", labels.url)
     return source
 
 
@@ -83,13 +86,15 @@ def read_yolo_splits(splits: Sequence[SplitFiles], class_names: list[str] | None
     """Read the splits of a dataset with the same classes; whether lines hold key points is decided over all of them.
 
     Raises:
-        UserError: A split has no image, or there is no class.
+        UserError: A split has no image, or there is no class, or labels count classes from 1.
     """
     parts = [_labels(split) for split in splits]
     for part in parts:
-        class_names = class_names or _names_among(part)
+        labels = frozenset(part.file_of.values())
+        class_names = class_names or find_class_names(part.split.annotations, labels, part.split.problems)
     stated = class_names.key_points if isinstance(class_names, ClassNames) else None
     every = [line for part in parts for lines in part.lines.values() for line in lines]
+    _refuse_classes_from_one(every, class_names, splits[0].annotations.url)
     numbers = stated or key_point_numbers(every, splits[0].annotations.url, splits[0].problems)
     usable = [
         {
@@ -105,6 +110,18 @@ def read_yolo_splits(splits: Sequence[SplitFiles], class_names: list[str] | None
     return [_source(part, found, names) for part, found in zip(parts, usable, strict=True)]
 
 
+def _refuse_classes_from_one(lines: list[LabelLine], names: list[str] | None, url: str) -> None:
+    """Refuse labels whose numbers are one too large for the list of names: all but the last would be another class."""
+    numbers = {line.category for line in lines}
+    if names and len(names) in numbers and 0 not in numbers:
+        where = next(line.where for line in lines if line.category == len(names))
+        raise UserError(
+            f"{url}: the classes count from 1: none is 0, and one is {len(names)}, too large for "
+            f"{plural(len(names), 'name')} ({where}); YOLO counts from 0: subtract 1 in every label, or begin the list "
+            "of names with the one of class 0"
+        )
+
+
 def _labels(split: SplitFiles) -> _Labels:
     image_files = _image_files(split.images, split.problems)
     if not image_files:
@@ -112,6 +129,7 @@ def _labels(split: SplitFiles) -> _Labels:
         raise UserError(f"{split.images.url}: no images here; {cause}")
     files = {entry.key: entry for entry in split.annotations.list() if not is_litter(entry.key)}
     file_of = _pair(list(image_files), files, split.problems)
+    _tell_labels_alone(split, files, frozenset(file_of.values()))
     lines = {
         key: _lines(split.annotations, files[file_of[key]], split.problems) for key in image_files if key in file_of
     }
@@ -128,7 +146,7 @@ def _source(part: _Labels, usable: dict[str, list[LabelLine]], names: list[str])
             problems.add("class_names_repeated", f"class {index}: {name!r}")
         seen.add(name)
     records = tuple(
-        _record(number, entry, part.split.images, usable.get(key, []))
+        _record(number, entry, part.split.images, usable.get(key, []), problems)
         for number, (key, entry) in enumerate(part.image_files.items(), 1)
     )
     return SourceDataset(tuple(ObjectClass(index, name) for index, name in enumerate(names)), records)
@@ -162,32 +180,28 @@ def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: P
             problems.add("label_of_several_images", f"{by_stem[found]}: {other}, {image}")
         if found != stem:
             problems.add("file_name_repaired", f"{image}: its label is {by_stem[found]}")
-    others = {without_type(key) for key in label_files if is_image_name(key)}  # images of splits that are not read
-    for stem in sorted(by_stem.keys() - {without_type(key) for key in pairs.values()}):
-        name = PurePosixPath(stem).name.lower()
-        is_label = name not in NOT_LABELS and not name.startswith("readme")
-        if is_label and others.isdisjoint((stem, beside(stem, "labels", "images"))):
-            problems.add("label_without_image", by_stem[stem])
     return pairs
 
 
-def _names_among(part: _Labels) -> ClassNames | None:
-    """Return the names in a file of names among the labels, unless that is the label of an image."""
-    used = set(part.file_of.values())
-    for name in NAME_FILES:
-        if name in part.files and name not in used and part.files[name].size_bytes <= LONGEST_LABEL_BYTES:
-            url = f"{part.split.annotations.url}/{name}"
-            names = parse_class_names(part.split.annotations.get(name), url)
-            part.split.problems.add("class_names_found", f"{url}: {plural(len(names), 'name')}")
-            return names
-    return None
+def _tell_labels_alone(split: SplitFiles, files: dict[str, ObjectInfo], paired: frozenset[str]) -> None:
+    """Count the lines of label files that belong to no image, neither of this split nor of another one beside them."""
+    others = {without_type(key) for key in files if is_image_name(key)}
+    for key in sorted(key for key in files.keys() - paired if key.lower().endswith(".txt") and not is_no_label(key)):
+        stem = without_type(key)
+        if others.isdisjoint((stem, beside(stem, "labels", "images"))):
+            for _ in range(max(1, len(_lines(split.annotations, files[key], ProblemLog())))):
+                split.problems.add("label_without_image", key)
 
 
 def _lines(labels: ImageStore, label: ObjectInfo, problems: ProblemLog) -> list[LabelLine]:
     if label.size_bytes > LONGEST_LABEL_BYTES:
         problems.add("label_file_too_large", f"{label.key}: {plural(label.size_bytes, 'byte')}")
         return []
-    return parse_label_lines(decode_text(labels.get(label.key), errors="replace"), label.key, problems)
+    text = decode_text(labels.get(label.key), errors="replace")
+    if (num_lines := len(text.splitlines())) > MOST_LABEL_LINES:
+        problems.add("label_file_too_large", f"{label.key}: {plural(num_lines, 'line')}")
+        return []
+    return parse_label_lines(text, label.key, problems)
 
 
 def parse_label_lines(text: str, name: str, problems: ProblemLog) -> list[LabelLine]:
@@ -239,7 +253,9 @@ def _why_no_class(part: _Labels) -> str:
     return "no label holds an object, so no class is named; name the classes with --classes"
 
 
-def _record(image_id: int, entry: ObjectInfo, images: ImageStore, lines: list[LabelLine]) -> ImageRecord:
+def _record(
+    image_id: int, entry: ObjectInfo, images: ImageStore, lines: list[LabelLine], problems: ProblemLog
+) -> ImageRecord:
     upright = None
     try:
         data = read_image_file(images, entry.key, entry.size_bytes, DEFAULT_MAX_PIXELS)
@@ -252,6 +268,9 @@ def _record(image_id: int, entry: ObjectInfo, images: ImageStore, lines: list[La
     boxes, areas, polygons = [], [], []
     for line in lines:
         box, polygon = _in_pixels(line.shares, size)
+        if polygon is not None and (clipped := _clipped(box, polygon, size)) is not None:
+            problems.add("box_clipped", f"{entry.key}: {line.where}")
+            box = clipped
         boxes.append(box)
         areas.append(box[2] * box[3])
         polygons.append(polygon)
@@ -277,3 +296,16 @@ def _in_pixels(shares: list[float], size: tuple[int, int]) -> tuple[list[float],
     xs, ys = [share * width for share in shares[0::2]], [share * height for share in shares[1::2]]
     polygon = [value for point in zip(xs, ys, strict=True) for value in point]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], [polygon]
+
+
+def _clipped(box: list[float], polygon: Segmentation, size: tuple[int, int]) -> list[float] | None:
+    """Return the box around the visible part of a polygon that leaves its image; None where the box is left as it is.
+
+    It is smaller than the clipped box where a corner alone is outside.
+    """
+    x, y, across, down = box
+    if max(-x, -y, x + across - size[0], y + down - size[1]) <= ROUNDING_PIXELS:
+        return None
+    outlines = Outlines.of([polygon])
+    (left, top, right, bottom) = boxes_inside(outlines.ends, outlines.owners, np.array([[0.0, 0.0, *size]]))[0].tolist()
+    return [left, top, right - left, bottom - top] if right > left and bottom > top else None

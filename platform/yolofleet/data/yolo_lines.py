@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from yolofleet.core.text import plural
 from yolofleet.data.problems import ProblemLog
 
-ROUNDING_SHARE = 1e-6
+OVERHANG_SHARE = 0.1
+"""An object may reach so far out of its image: its box is clipped, and counted, where the image is known."""
 BOX_NUMBERS = 4
 LEAST_POLYGON_NUMBERS = 6
 MOST_LINES_COMPARED = 2000
@@ -68,7 +69,7 @@ def sound_lines(
             problems.add("key_points_left_out", line.where)
             shares = shares[:BOX_NUMBERS]
         is_polygon = not is_sure and len(shares) >= LEAST_POLYGON_NUMBERS and len(shares) % 2 == 0
-        in_range = all(-ROUNDING_SHARE <= share <= 1 + ROUNDING_SHARE for share in shares)  # false for NaN
+        in_range = all(-OVERHANG_SHARE <= share <= 1 + OVERHANG_SHARE for share in shares)  # false for NaN
         if not (len(shares) == BOX_NUMBERS or is_polygon) or not in_range:
             problems.add("label_line_malformed", line.where + _look_of_numbers(shares))
         elif len(shares) == BOX_NUMBERS and min(shares[2:]) <= 0:
@@ -160,7 +161,7 @@ def _look(line: str, fields: list[str]) -> str:
 def _look_of_numbers(shares: list[float]) -> str:
     if len(shares) == BOX_NUMBERS + 1:
         return " (six columns: a confidence at the end, as predictions have; remove that column)"
-    if len(shares) == BOX_NUMBERS and max(shares) > 1 + ROUNDING_SHARE:
+    if len(shares) == BOX_NUMBERS and max(shares) > 1 + OVERHANG_SHARE:
         corners = " and corners instead of centre and sides" if shares[2] > shares[0] and shares[3] > shares[1] else ""
         return f" (values above 1: pixels instead of shares of the image's sides{corners}?)"
     return ""

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import plural
+from yolofleet.data.file_finder import LONGEST_NAME
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.source_folder import is_litter
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageError
@@ -49,16 +50,14 @@ class ZipFolder(Storage):
                 f"{path}: {plural(num_files, 'file')}, more than the {MOST_ZIP_FILES:,} that are read; unpack it"
             )
         self._entries: dict[str, zipfile.ZipInfo] = {}
-        # Some programs of Windows write backslashes between folders, though zip has slashes.
-        is_of_windows = not any("/" in entry.filename for entry in self._archive.infolist())
         for entry in self._archive.infolist():
-            name = entry.filename.replace("\\", "/") if is_of_windows else entry.filename
+            name = entry.filename.replace("\\", "/")  # which some programs of Windows write, though zip has slashes
             key = "/".join(part for part in name.split("/") if part not in ("", "."))
-            if entry.is_dir() or not key:
+            if name.endswith("/") or not key:
                 continue
             if is_litter(key):
                 problems.add("file_hidden", f"{path}: {key}")
-            elif ".." in key.split("/") or "\\" in key or not _is_text(key):
+            elif ".." in key.split("/") or len(key) > LONGEST_NAME or not _is_text(key):
                 problems.add("file_name_unusable", f"{path}: {key!r}")
             elif entry.flag_bits & _ENCRYPTED or stat.S_ISLNK(entry.external_attr >> 16):
                 problems.add("file_unreadable", f"{path}: {key}: encrypted, or a link")
