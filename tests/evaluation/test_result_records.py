@@ -27,7 +27,7 @@ def packed(method: int, name: str = "a.json") -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (json.dumps([]).encode("utf-16"), "UTF-16"),
+        (json.dumps([]).encode("utf-16-le"), "UTF-16"),
         (json.dumps([]).encode("utf-16-be"), "UTF-16"),
         ('["é"]'.encode("latin-1"), "not UTF-8 at byte 2"),
         (b"", "is empty"),
@@ -41,6 +41,7 @@ def packed(method: int, name: str = "a.json") -> bytes:
         (b"7", "it holds int, not a list of records"),
         (b"[" * 100_000, "is not JSON"),
         ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, 4]}], "has no score; is this a file of ground truth"),
+        ([{"category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}], r"has no image_id \(.* also be called file_name"),
         ([{"image_id": 1.5, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}], "image_id is 1.5"),
         ([{"image_id": None, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}], "image_id is None"),
         ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, "x"], "score": 1}], r"bbox is \[1, 2, 3, 'x'\]"),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation import uniform_records
 from yolofleet.evaluation.json_file import parse_json
-from yolofleet.evaluation.result_records import ResultColumns, read_columns, unwrap
+from yolofleet.evaluation.result_forms import unwrap
+from yolofleet.evaluation.result_records import ResultColumns, read_columns
 from yolofleet.evaluation.uniform_records import read_uniform
 
 PATH = Path("results.json")
@@ -34,7 +35,7 @@ def small_blocks() -> Any:
 def read_any(data: bytes) -> ResultColumns | None:
     """Return the columns as the reader of any JSON gives them; None where it refuses the file."""
     try:
-        records, _ = unwrap(parse_json(data, PATH), "results.json")
+        records = unwrap(parse_json(data, PATH), "results.json").records
         return read_columns(records, "results.json")
     except UserError:
         return None

@@ -269,7 +269,9 @@ def _evaluate_file(
     from yolofleet.evaluation.json_file import is_json_name
     from yolofleet.evaluation.result_file import note_low_ap50, read_results
 
-    dataset = None if is_json_name(data) and not Path(data).is_dir() else _open_dataset(data)
+    is_zip = data.lower().endswith(".zip") and Path(data).is_file()
+    is_file = is_zip or (is_json_name(data) and not Path(data).is_dir())
+    dataset = None if is_file else _open_dataset(data)
     skipped: list[tuple[str, str]] = []
     truth = read_ground_truth(Path(data)) if dataset is None else GroundTruth.of(dataset.annotations(skipped))
     detections, notes = read_results(path, truth, box_format)

@@ -1,13 +1,15 @@
 """Ground truth from a COCO annotation file, with whole numbers for ids, and the names under which results find it.
 
-pycocotools takes ids of any type but compares them as they are, so a file with the id "7" in one list and 7 in another
-evaluates to nothing. Here references are found as in result files (`IdIndex`), and what was repaired is noted.
+Boxes are read as `data shard` reads them, so that a file and its shards give the same figures; but one that is plainly
+sound is left as it is, because most are. pycocotools takes ids of any type but compares them as they are, so a file
+with the id "7" in one list and 7 in another evaluates to nothing. Here references are found as in result files
+(`IdIndex`), and what was repaired is noted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural, short
+from yolofleet.data.source_ids import Identity, identity_of
 from yolofleet.evaluation.id_index import UNKNOWN, IdIndex
 from yolofleet.evaluation.json_file import read_json
-from yolofleet.evaluation.result_records import Note, is_finite, is_id
+from yolofleet.evaluation.result_records import Note, is_id
+from yolofleet.evaluation.truth_annotations import clean_annotations
 
-NEEDED = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}
-"""What an evaluation reads of a COCO annotation file."""
+LISTS = ("images", "categories", "annotations")
 NAME_KEYS = ("file_name", "coco_url", "path")
 """Where an image says the name of its file; LVIS gives only the URL."""
 MOST_NAMED = 3
@@ -131,45 +134,64 @@ def read_ground_truth(path: Path) -> GroundTruth:
     """Read a COCO "instances" file; one without annotations, as for COCO's test-dev, has nothing to measure.
 
     Raises:
-        GroundTruthError: It cannot be read, is not JSON, or lacks what an evaluation needs.
+        GroundTruthError: It cannot be read, is not JSON, lacks what an evaluation needs, gives an id twice, or none of
+            its annotations can be used.
     """
     try:
-        document = read_json(path)
+        return _read(path)
     except UserError as error:
         raise GroundTruthError(str(error)) from error
+
+
+def _read(path: Path) -> GroundTruth:
+    document = read_json(path)
     if not isinstance(document, dict):
-        raise GroundTruthError(
+        raise UserError(
             f"{path} is not a COCO annotation file: it holds a {type(document).__name__}, not an object with images, "
             "categories and annotations; is it a file of results? Results come first, then the ground truth"
         )
     if isinstance(document.get("images"), list):
         document = {"annotations": [], **document}
-    for key, fields in NEEDED.items():
-        entries = document.get(key)
-        if not isinstance(entries, list):
-            raise GroundTruthError(f"{path} is not a COCO annotation file: '{key}' must be a list")
-        for number, entry in enumerate(entries):
-            problem = _annotation_problem(entry, fields)
-            if problem:
-                raise GroundTruthError(f"{path}: {key}[{number}] {problem}")
-    return GroundTruth.of(document)
+    for key in LISTS:
+        if not isinstance(document.get(key), list):
+            raise UserError(f"{path} is not a COCO annotation file: '{key}' must be a list")
+    images = _by_identity(document["images"], f"{path}: images")
+    _by_identity(document["categories"], f"{path}: categories")
+    notes: list[Note] = []
+    if unnamed := sum(entry.get("name") in (None, "") for entry in document["categories"]):
+        text = f"{plural(unnamed, 'category has', 'categories have')} no name in the ground truth: named by the id"
+        notes.append(Note(kind="truth_category_unnamed", count=unnamed, text=text))
+        document["categories"] = [
+            {**entry, "name": str(entry["id"])} if entry.get("name") in (None, "") else entry
+            for entry in document["categories"]
+        ]
+    document["annotations"], repairs = clean_annotations(document["annotations"], images, str(path))
+    truth = GroundTruth.of(document)
+    return replace(truth, notes=(*notes, *repairs, *truth.notes))
 
 
-def _annotation_problem(entry: Any, fields: tuple[str, ...]) -> str | None:
-    """Return the first mistake of an image, a category or an annotation, if there is one."""
-    if not isinstance(entry, dict):
-        return f"is {short(entry, 40)}, not an object"
-    for field in fields:
-        if field not in entry:
-            return f"has no '{field}'"
-        if field.endswith("id") and not is_id(entry[field]):
-            return f"has {field} {short(entry[field], 40)}; it must be a whole number or a name"
-    if "bbox" in fields:
-        bbox = entry["bbox"]
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_finite(value) for value in bbox):
-            return f"has bbox {short(bbox, 60)}; it must be four numbers x, y, width, height in pixels"
-        if not is_finite(0 if entry.get("area") is None else entry["area"]):
-            return f"has area {short(entry['area'], 40)}; it must be a number"
-        if (entry.get("iscrowd") or 0) not in (0, 1):
-            return f"has iscrowd {short(entry['iscrowd'], 40)}; it must be 0 or 1"
-    return None
+def _by_identity(entries: list[Any], where: str) -> dict[Identity, Mapping[str, Any]]:
+    """Return images or categories by `identity_of`.
+
+    Raises:
+        UserError: One has no id, or two have the same.
+    """
+    found: dict[Identity, Mapping[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}[{number}] is {short(entry, 40)}, not an object")
+        if "id" not in entry:
+            raise UserError(f"{where}[{number}] has no 'id'")
+        identity = identity_of(entry["id"])
+        if identity is None or not is_id(entry["id"]):
+            raise UserError(f"{where}[{number}] has id {short(entry['id'], 40)}; it must be a whole number or a name")
+        if (other := found.setdefault(identity, entry)) is not entry:
+            raise UserError(
+                f"{where}: id {short(entry['id'], 40)} is given to {_title(other)} and to {_title(entry)}; what refers "
+                "to it is ambiguous, so give each its own id"
+            )
+    return found
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    return short(next((entry[key] for key in ("name", *NAME_KEYS) if entry.get(key)), entry))

@@ -1,4 +1,4 @@
-"""JSON as tools write it: with a byte order mark, in gzip or zip, as one document, or as one value after the other."""
+"""JSON as tools write it: with a byte order mark, also in UTF-16, in gzip or zip, as one document or several values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import re
 import zipfile
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import read_regular
+from yolofleet.core.text import decode_text
 from yolofleet.data.zip_folder import BOUNDED_METHODS
 
 MOST_BYTES = 2**31
@@ -39,7 +40,7 @@ def read_json(path: Path) -> Any:
         as one list; the items of lists among them are its items.
 
     Raises:
-        UserError: It cannot be read or unpacked, is not UTF-8, or is not JSON.
+        UserError: It cannot be read or unpacked, is neither UTF-8 nor UTF-16 with its byte order mark, or is not JSON.
     """
     return parse_json(read_packed(path), path)
 
@@ -93,13 +94,13 @@ def _read_bounded(file: IO[bytes] | gzip.GzipFile, path: Path, packed_bytes: int
 def _decode(data: bytes, path: Path) -> str:
     if not data.strip():
         raise UserError(f"{path} is empty")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+    if b"\0" in data[:4] and not data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         raise UserError(
-            f"{path} is not UTF-8 text but UTF-16, as PowerShell's '>' writes it; "
-            "convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+            f"{path} is not UTF-8 text but UTF-16 without a byte order mark; "
+            "convert it: iconv -f UTF-16LE -t UTF-8 OLD > NEW (or UTF-16BE)"
         )
     try:
-        return data.decode("utf-8-sig")
+        return decode_text(data)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: not UTF-8 at byte {error.start}; save it as UTF-8") from None
 

@@ -18,7 +18,7 @@ from yolofleet.core.text import and_more, plural, short
 from yolofleet.evaluation.average_precision import AveragePrecision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.ground_truth import Entries, GroundTruth
-from yolofleet.evaluation.id_index import Found, IdIndex
+from yolofleet.evaluation.id_index import AMBIGUOUS, Found, IdIndex
 from yolofleet.evaluation.json_file import parse_json, read_packed
 from yolofleet.evaluation.readings import (
     AS_IS,
@@ -30,7 +30,8 @@ from yolofleet.evaluation.readings import (
     id_readings,
     image_sizes,
 )
-from yolofleet.evaluation.result_records import Note, ResultColumns, read_columns, unwrap
+from yolofleet.evaluation.result_forms import ResultRecords, names_beside, unwrap
+from yolofleet.evaluation.result_records import Note, ResultColumns, read_columns
 from yolofleet.evaluation.uniform_records import read_uniform
 
 MOST_NAMED = 5
@@ -56,9 +57,10 @@ def read_results(path: Path, truth: GroundTruth, box_format: str | None = None) 
     """Read a result file.
 
     Args:
-        path: COCO result records, in any of the forms of `read_json` and `read_columns`.
+        path: COCO result records, in any of the forms of `read_json`, `unwrap` and `read_columns`.
         truth: What its ids and names refer to.
-        box_format: One of `BOX_FORMATS`; None: pixels x, y, width, height, unless that cannot be.
+        box_format: One of `BOX_FORMATS`; None: what the names of a box's numbers say, or pixels x, y, width, height,
+            unless that cannot be.
 
     Returns:
         The detections with the ids of the ground truth, and what was repaired, left out, or is doubtful.
@@ -68,18 +70,21 @@ def read_results(path: Path, truth: GroundTruth, box_format: str | None = None) 
             another format.
     """
     data = read_packed(path)
-    around: Mapping[str, Any] = {}
+    found, listed = ResultRecords(records=(), around={}), {}
     if (columns := read_uniform(data)) is None:
-        records, around = unwrap(parse_json(data, path), str(path))
-        columns = read_columns(records, str(path))
+        found = unwrap(parse_json(data, path), str(path))
+        columns = read_columns(found.records, str(path))
+        listed = {**names_beside(found.records, columns), **found.around}
     count = len(columns.image_ids)
-    notes = [*truth.notes, *columns.notes]
+    notes = [*truth.notes, *found.notes, *columns.notes]
     if not count:
         notes.append(Note(kind="no_detections", count=0, text=f"{path} holds no detections"))
-    images = _match(columns.image_ids, truth.images, around.get("images"), "image_id", path, notes)
-    categories = _match(columns.category_ids, truth.categories, around.get("categories"), "category_id", path, notes)
+    images = _match(columns.image_ids, truth.images, listed.get("images"), "image_id", path, notes)
+    categories = _match(columns.category_ids, truth.categories, listed.get("categories"), "category_id", path, notes)
     sizes = image_sizes(truth)
-    images, categories = _decide(path, truth, columns, sizes, images, categories, box_format, notes)
+    default = box_format or found.box_format or "xywh"
+    formats = [box_format] if box_format else [default, *(name for name in BOX_FORMATS if name != default)]
+    images, categories = _decide(path, truth, columns, sizes, images, categories, formats, notes)
     known = np.ones(count, bool)
     for values, entries, rows, key in (
         (columns.image_ids, truth.images, images, "image_id"),
@@ -87,9 +92,9 @@ def read_results(path: Path, truth: GroundTruth, box_format: str | None = None) 
     ):
         _note_unknown(values, entries, rows, key, path, notes)
         known &= rows >= 0
-    boxes = convert_boxes(columns.boxes[known], box_format or "xywh", sizes[images[known]])
+    boxes = convert_boxes(columns.boxes[known], default, sizes[images[known]])
     if np.isnan(boxes).any():
-        raise UserError(f"--boxes {box_format}: the ground truth does not list width and height of all images")
+        raise UserError(f"--boxes {default}: the ground truth does not list width and height of all images")
     detections = Detections(
         image_ids=truth.images.numbers[images[known]],
         category_ids=truth.categories.numbers[categories[known]],
@@ -118,15 +123,18 @@ def _match(values: list[Any], entries: Entries, listed: Any, key: str, path: Pat
     """Return the entry of each id, by the names that the result file itself lists for its ids, or by the ids."""
     found = entries.index.find(values)
     named = _find_by_list(values, entries, listed, "file_name" if key == "image_id" else "name")
+    if named is not None and found.num_known > named.num_known and (named.positions == AMBIGUOUS).any():
+        named = None  # several entries have these names, and the ids tell them apart
     if named is not None and named.num_known:
         if (changed := int((named.positions != found.positions).sum())) or found.way != "id":
             records = plural(changed or len(values), "record")
-            text = f"{PLURALS[key]} of {records}: matched by name, in the file's own list"
+            text = f"{PLURALS[key]} of {records}: matched by the names that the file itself gives them"
             notes.append(Note(kind=f"{key}_by_own_list", count=changed or len(values), text=text))
         found = named
     elif named is not None and found.num_known:
         text = (
-            f"the names in the file's own list are not those of the ground truth: {PLURALS[key]} are taken as they are"
+            f"the names that the file itself gives its {PLURALS[key]} are not those of the ground truth: the ids are "
+            "taken as they are"
         )
         notes.append(Note(kind=f"{key}_names_differ", count=len(values), text=text))
     else:
@@ -165,20 +173,25 @@ def _decide(
     sizes: Floats,
     images: Integers,
     categories: Integers,
-    box_format: str | None,
+    formats: Sequence[str],
     notes: list[Note],
 ) -> tuple[Integers, Integers]:
     """Return the positions of images and categories in the reading that fits the ground truth best.
 
+    Boxes are of the first of the formats; the others are tried.
+
     Raises:
-        UserError: The boxes have another format than x, y, width, height in pixels.
+        UserError: The boxes have another format than the first one.
     """
-    boxes = columns.boxes
-    look_like_shares = len(boxes) > 0 and not box_format and (np.abs(boxes) <= LARGEST_SHARE).all(axis=1).mean() > 0.99
-    outside = 0.0 if box_format or look_like_shares else _share_outside(boxes[images >= 0], sizes[images[images >= 0]])
+    boxes, default, is_sure = columns.boxes, formats[0], len(formats) == 1
+    may_be_shares = len(boxes) > 0 and not is_sure and not BOX_FORMATS[default].normalized
+    look_like_shares = may_be_shares and bool((np.abs(boxes) <= LARGEST_SHARE).all(axis=1).mean() > 0.99)
+    outside = 0.0
+    if not is_sure and not look_like_shares:
+        known = images >= 0
+        pixels = convert_boxes(boxes[known], default, sizes[images[known]])
+        outside = _share_outside(pixels, sizes[images[known]])
     trial = Trial(truth, columns.scores, sizes)
-    formats = [box_format] if box_format else [*BOX_FORMATS]
-    default = formats[0]
     are_known = bool((images >= 0).all() and (categories >= 0).all())
     if trial.is_possible and not (
         are_known

@@ -6,7 +6,7 @@ records are looked at one by one for the first wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,7 +24,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "score": ("score", "confidence", "conf"),
 }
 """The fields of a record, and the keys under which they are found; the first is COCO's."""
-WRAPPERS = ("annotations", "predictions", "results", "detections", "instances", "bbox")
 LARGEST = 1e300
 ROUNDED_ONE = 1 + 1e-3
 """A score may pass the end of its scale by so much: sums of a softmax in half precision do."""
@@ -66,52 +65,6 @@ class ResultColumns:
     scores: NDArray[np.float64]
     has_whole_ids: bool
     notes: tuple[Note, ...]
-
-
-def unwrap(document: Any, source: str) -> tuple[list[Any], Mapping[str, Any]]:
-    """Return the records of a result file, and the object around them (empty where there is none).
-
-    Raises:
-        UserError: The document holds no list of records.
-    """
-    around = document if isinstance(document, dict) else {}
-    inner = document
-    while isinstance(inner, dict):
-        if any(key in inner for key in FIELDS["bbox"]) and _names_image(inner):
-            inner = [inner]  # one record alone
-            break
-        key = next((key for key in WRAPPERS if isinstance(inner.get(key), list | dict)), None)
-        if key is None:
-            raise UserError(
-                f"{source} is not a COCO result file: it holds an object with {', '.join(list(inner)[:6]) or 'no keys'}"
-                f", not a list of records, nor one under {', '.join(WRAPPERS)}"
-            )
-        outer, inner = inner, inner[key]
-        if isinstance(inner, list) and _names_image(outer) and not any(map(_names_image, inner)):
-            inner = [outer]  # one image alone, with its detections
-    if not isinstance(inner, list):
-        raise UserError(
-            f"{source} is not a COCO result file: it holds {type(document).__name__}, not a list of records"
-        )
-    if inner and isinstance(inner[0], dict):
-        nested = {key for key in WRAPPERS if isinstance(inner[0].get(key), list)} - set(FIELDS["bbox"])
-        if nested and not any(key in inner[0] for key in FIELDS["bbox"]):
-            return list(_flatten(inner, min(nested))), around
-    return inner, around
-
-
-def _names_image(entry: Any) -> bool:
-    return isinstance(entry, dict) and any(key in entry for key in FIELDS["image_id"])
-
-
-def _flatten(images: list[Any], key: str) -> Iterator[Any]:
-    """Yield the detections that each image holds under a key, with the image's other keys."""
-    for image in images:
-        if not isinstance(image, dict) or not isinstance(image.get(key), list):
-            yield image  # it is refused as a record
-            continue
-        shared = {name: value for name, value in image.items() if name != key}
-        yield from ({**shared, **entry} if isinstance(entry, dict) else entry for entry in image[key])
 
 
 def read_columns(records: Sequence[Any], source: str) -> ResultColumns:
@@ -241,14 +194,16 @@ def _problem(record: Any, keys: Mapping[str, str]) -> str | None:
         return f"it is {short(record, 60)}, not an object with image_id, category_id, bbox and score"
     missing = [field for field, key in keys.items() if key not in record]
     if missing:
-        hint = "; is this a file of ground truth?" if missing == ["score"] else ""
+        also = f" ({missing[0]} may also be called {', '.join(FIELDS[missing[0]][1:])})"
+        hint = "; is this a file of ground truth?" if missing == ["score"] else also
         return f"it has no {' and no '.join(missing)}{hint}"
     for field in ("image_id", "category_id"):
         if not is_id(value := record[keys[field]]):
             return f"{keys[field]} is {short(value, 40)}; it must be a whole number or a name"
     bbox = record[keys["bbox"]]
     if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_numeric, bbox)):
-        return f"{keys['bbox']} is {short(bbox)}; it must be four finite numbers x, y, width, height in pixels"
+        wanted = "four finite numbers x, y, width, height in pixels, and at most the score behind them"
+        return f"{keys['bbox']} is {short(bbox)}; it must be {wanted}"
     if not _is_numeric(record[keys["score"]]):
         return f"{keys['score']} is {short(record[keys['score']], 40)}; it must be a finite number"
     return None
