@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from yolofleet.core.errors import UserError
 from yolofleet.core.retry import retry
 from yolofleet.storage import Storage, StorageError, lock, open_storage
 from yolofleet.storage.local import FileStorage
@@ -182,3 +183,37 @@ def test_old_records_are_removed(tmp_path: Path) -> None:
     for _ in range(6):
         hold(storage).release()
     assert [entry.key for entry in storage.list("lock/")] == ["lock/00000005.json", "lock/00000006.json"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"lease_seconds": lease} for lease in ("x", 1e9, -1, 0, float("nan"), True, None)),
+        *({"number": number} for number in ("x", 99, 10**30, 1.0)),
+        *({"host": host} for host in ("h\nerror: you were hacked", "h" * 1000, 5)),
+        *({"mark": [1]}, {"process": "../.."}, {"renewals": {}}, {"released": "no"}, {"another": 1}),
+    ],
+)
+def test_a_strange_record_is_damaged_and_nobody_waits_for_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+    storage = open_storage(tmp_path)
+    hold(storage)._renewals.close()
+    from_elsewhere(storage, **changes)
+    with pytest.raises(UserError, match=r"lock/00000001\.json: is damaged") as caught:
+        hold(storage, notify=lambda line: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_that_is_nested_deeply_is_damaged(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.put("lock/00000001.json", b"[" * 9000)
+    with pytest.raises(UserError, match="is damaged"):
+        hold(storage)
+
+
+@pytest.mark.parametrize("name", ["9" * 200, "\u0663" * 8, "1", "000000002"])
+def test_only_the_names_of_records_are_numbers(tmp_path: Path, name: str) -> None:
+    storage = open_storage(tmp_path)
+    with hold(storage):
+        storage.put(f"lock/{name}.json", b"{}")
+        with pytest.raises(LockHeldError):
+            hold(storage)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -104,3 +106,52 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
 def test_a_file_system_without_folders_is_an_error() -> None:
     with pytest.raises(StorageError, match=r"/proc/nothing.*cannot be made.*choose a folder that can be written"):
         open_storage("/proc/nothing").put("one", b"1")
+
+
+def test_nothing_is_written_or_removed_through_a_link_that_leads_out(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "disk/run"
+    outside.mkdir()
+    (outside / "mine").write_bytes(b"mine")
+    root.mkdir(parents=True)
+    (root / "folder").symlink_to(outside)
+    (root / "file").symlink_to(outside / "mine")
+    (root / "inside").mkdir()
+    (root / "near").symlink_to("inside")
+    (tmp_path / "link").symlink_to(root)
+    for storage in (open_storage(root), open_storage(tmp_path / "link"), open_storage(tmp_path).child("link")):
+        confined = storage.confined()
+        for write in (storage.put, storage.put_if_absent, confined.child("folder").put):
+            with pytest.raises(StorageError, match="leads out of"):
+                write("folder/mine" if write.__self__ is storage else "mine", b"other")
+        with pytest.raises(StorageError, match="leads out of"):
+            storage.delete("folder/mine")
+        assert storage.get("file") == b"mine", "shards may lie on another disk"
+        for read in (confined.get, confined.open_stream, confined.size_bytes, confined.local_path):
+            with pytest.raises(StorageError, match="leads out of"):
+                read("file")
+        with pytest.raises(StorageError, match="leads out of"):
+            confined.list("folder/")
+        confined.put("near/one", b"1")
+        assert (root / "inside/one").read_bytes() == b"1"
+    open_storage(root).confined().put("file", b"other")
+    open_storage(root).confined().delete("file")
+    assert not (root / "file").is_symlink() and (outside / "mine").read_bytes() == b"mine"
+    assert [*outside.iterdir()] == [outside / "mine"]
+
+
+def test_no_folder_is_made_for_a_key_that_leads_out(tmp_path: Path) -> None:
+    for key in ("model/../../escaped/x", "model//x/y"):
+        with pytest.raises(StorageError, match="not a plain relative path"):
+            open_storage(tmp_path).download(key, tmp_path / "copy/deep" / key.removeprefix("model/"))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_bucket_lists_no_impossible_key_or_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from yolofleet.storage import s3
+
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    sizes = {"run/a": 1, "run/../b": 1, "run//b": 1, "run/b\\c": 1, "else/d": 1, "run/e": -5, "run/f": 10**30}
+    page = {"Contents": [{"Key": key, "Size": size, "LastModified": at} for key, size in sizes.items()]}
+    client = SimpleNamespace(get_paginator=lambda name: SimpleNamespace(paginate=lambda **given: [page]))
+    monkeypatch.setattr(s3, "_client", lambda: client)
+    assert [entry.key for entry in open_storage("s3://bucket/run").list()] == ["a"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -41,6 +41,9 @@ class MemoryStorage(Storage):
 
     def open_stream(self, key: str) -> BinaryIO:
         return io.BytesIO(self.get(key))
+
+    def stream_bytes(self, stream: Any) -> int:
+        return len(stream.getbuffer())
 
     def put(self, key: str, data: bytes | Path) -> None:
         content = data if isinstance(data, bytes) else data.read_bytes()

@@ -13,6 +13,7 @@ import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.storage import Storage, StorageError, open_storage
+from yolofleet.tracking import json_lines
 from yolofleet.tracking.json_lines import CorruptLogError, Cursor, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import ObjectLogWriter
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
@@ -276,3 +277,84 @@ def test_past_faults_of_the_storage_are_an_event(new_storage: Callable[[], Stora
     [event] = RunDirectory(storage).events()
     assert (event["kind"], event["tries"], event["reason"]) == ("storage_back", 1, "slow down")
     assert len(RunDirectory(storage).metrics()) == 4
+
+
+def test_no_log_or_document_is_reached_through_a_link(tmp_path: Path) -> None:
+    victim, root = tmp_path / "victim.txt", tmp_path / "run"
+    root.mkdir()
+    for name, target in (("events.driver.jsonl", "../victim.txt"), ("facts.json", "../victim.txt")):
+        (root / name).symlink_to(target)
+    (root / "metrics.jsonl").symlink_to("job.yaml")
+    for content in ("{}\n", "important\nlines\n"):
+        victim.write_text(content)
+        (root / "job.yaml").write_text(content)
+        run = RunDirectory(open_storage(root), source="driver")
+        for action in (lambda run=run: run.append_event("x"), run.facts, run.events):
+            with pytest.raises(StorageError, match="leads out of"):
+                action()
+        with pytest.raises(StorageError, match="is a link"):
+            RunDirectory(open_storage(root)).append_metrics({"step": 1})
+        assert victim.read_text() == (root / "job.yaml").read_text() == content
+    os.mkfifo(root / "events.jsonl")
+    with pytest.raises(StorageError, match="no regular file"):
+        RunDirectory(open_storage(root)).append_event("x")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *('"step":"abc"', '"step":[1]', '"step":"Infinity"', '"step":-1', '"step":true', f'"step":{10**400}'),
+        *('"workers":"many"', '"num_steps":1.5', '"price_per_hour":"x"', '"seconds_lost":[]', '"hosts":5'),
+        *('"non_finite_steps":"NaN"', '"data_wait_share":"x"', '"time":{}', '"kind":[1]', f'"loss":{10**30}'),
+        *('"a\\nb":1', f'"{"a" * 300}":1'),
+    ],
+)
+def test_a_row_with_a_field_of_another_type_is_named(tmp_path: Path, field: str) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    for line in (f'{{"n":1,{field}}}\n', f'{{"n":1,{field}}}\n{{"step":2}}\n'):
+        (tmp_path / "metrics.jsonl").write_text(line)
+        with pytest.raises(CorruptLogError, match=r"metrics\.jsonl: a row is damaged") as caught:
+            run.metrics()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_number_that_is_null_is_no_field(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step":null,"workers":null,"val_AP":null}\n')
+    assert RunDirectory(open_storage(tmp_path)).metrics() == [{"val_AP": None}]
+
+
+@pytest.mark.parametrize("line", [b"[" * 200_000, b'{"a":' * 200_000, b'{"a":"' + b"x" * (1 << 20) + b'"}'])
+def test_a_line_that_is_nested_deeply_or_endless_is_no_row(tmp_path: Path, line: bytes) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step":1}\n' + line + b"\n")
+    assert steps(RunDirectory(open_storage(tmp_path))) == [1]
+    log.write_bytes(b'{"step":1}\n' + line + b'\n{"step":2}\n')
+    with pytest.raises(CorruptLogError, match="the line at byte 11 is not a JSON row"):
+        RunDirectory(open_storage(tmp_path)).metrics()
+
+
+def test_files_of_many_gigabytes_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "facts.json", "run.json", "job.yaml"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+    run = RunDirectory(open_storage(tmp_path))
+    for action in (run.metrics, run.facts, run.job_text, lambda: run.identity, lambda: run.append_metrics({"step": 1})):
+        with pytest.raises(UserError, match=r"is no log of rows|too many for such a file|hold no row"):
+            action()
+
+
+def test_a_log_of_many_blocks_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 40)
+    log = tmp_path / "metrics.jsonl"
+    whole = b"".join(b'{"step":%d,"x":"%s"}\n' % (step, b"y" * (step % 5)) for step in range(40))
+    for size in (len(whole), len(whole) - 1, len(whole) - 13):
+        log.write_bytes(whole[:size])
+        assert steps(RunDirectory(open_storage(tmp_path))) == [*range(whole[:size].count(b"\n"))]
+
+
+@pytest.mark.parametrize("identity", ['{"format":"x","id":"a"}', '{"format":1,"id":"a\' or \'b"}', "[" * 9000, "[1]"])
+def test_a_strange_identity_is_damaged(tmp_path: Path, identity: str) -> None:
+    (tmp_path / "run.json").write_text(identity)
+    with pytest.raises(UserError, match=r"run\.json: is damaged"):
+        _ = RunDirectory(open_storage(tmp_path)).identity

@@ -135,13 +135,39 @@ def test_a_run_that_goes_lasts_until_its_newest_row(tmp_path: Path) -> None:
     assert "<dt>parameters</dt>" not in page  # how many classes it has is not recorded
 
 
+def evaluation(**figures: float) -> dict[str, Any]:
+    classes = [
+        {"category_id": n, "name": name, "ap": ap, "ap50": ap, "ap75": ap, "ar_100": ap, "num_objects": 9,
+         "num_detections": 9, "best_f1": None, "best_confidence": None}
+        for n, (name, ap) in enumerate((("disc", 0.8), ("tree", 0.1)))
+    ]  # fmt: skip
+    counts = {"num_images": 4, "num_objects": 18, "num_crowds": 0, "num_detections": 18, "skipped": []}
+    base = {name: 0.4 for name in ("AP", "AP50", "AP75", "AR_100", "AP_small", "AP_large")}
+    return {"figures": base | figures, "per_class": classes, "curves": {}, "max_detections": 100, **counts}
+
+
+SOUND = evaluation()
+
+
 @pytest.mark.parametrize(
     ("key", "content"),
     [
         ("report/evaluation.json", b"[1, 2]"),
         ("report/evaluation.json", b'{"figures": {}}'),
         ("report/diagnosis.json", b'{"diagnosis": {}}'),
+        ("report/evaluation.json", b"[" * 9000),
+        ("report/evaluation.json", json.dumps({**SOUND, "figures": {"AP": "a"}}).encode()),
+        ("report/evaluation.json", json.dumps({**SOUND, "per_class": 1}).encode()),
+        ("report/evaluation.json", json.dumps({**SOUND, "curves": {"0": [1.0]}}).encode()),
+        ("report/evaluation.json", json.dumps({**SOUND, "num_images": 10**30}).encode()),
+        ("report/diagnosis.json", b'{"detections_sha256": null, "diagnosis": 3}'),
+        ("report/diagnosis.json", b'{"detections_sha256": "a", "diagnosis": {"num_not_found": "x"}}'),
+        ("report/release.json", b'{"skipped": [3]}'),
+        ("report/images/names.json", b'{"x": [1]}'),
         ("facts.json", b"[1]"),
+        ("facts.json", b'{"anchors": 1}'),
+        ("facts.json", b'{"environment": 4}'),
+        ("facts.json", b'{"num_classes": 1000000000}'),
         ("job.yaml", b"\xff"),
         ("events.jsonl", b'{"kind": "start", "step": 0}\n'),
     ],
@@ -153,23 +179,21 @@ def test_a_damaged_record_is_named(key: str, content: bytes, tmp_path: Path) -> 
         render_run(read_run(run))
 
 
+def test_of_very_many_events_the_newest_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    line = '{"time":"2026-01-01T00:00:00Z","kind":"failure","failure":"worker","reason":"no %d","reached":%d}\n'
+    run.storage.put("events.driver.jsonl", "".join(line % (n, n) for n in range(1000)).encode())
+    page = render_run(read_run(run))
+    assert "702 earlier events in events*.jsonl, not shown" in page and "703 earlier ones are not drawn" in page
+    assert page.count("worker failure at step") < 310
+
+
 def test_an_image_that_is_damaged_or_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "demo")
     run.storage.put("report/images/a.jpg", encode(Image.new("RGB", (64, 64)))[:-200])
     run.storage.put("report/outcomes/names.json", b'{"1": "b.jpg"}')
     assert (read_run(run).images, read_run(run).outcomes) == ([], {})
     assert "report/images/a.jpg: is damaged" in caplog.text
-
-
-def evaluation(**figures: float) -> dict[str, Any]:
-    classes = [
-        {"category_id": n, "name": name, "ap": ap, "ap50": ap, "ap75": ap, "ar_100": ap, "num_objects": 9,
-         "num_detections": 9, "best_f1": None, "best_confidence": None}
-        for n, (name, ap) in enumerate((("disc", 0.8), ("tree", 0.1)))
-    ]  # fmt: skip
-    counts = {"num_images": 4, "num_objects": 18, "num_crowds": 0, "num_detections": 18, "skipped": []}
-    base = {name: 0.4 for name in ("AP", "AP50", "AP75", "AR_100", "AP_small", "AP_large")}
-    return {"figures": base | figures, "per_class": classes, "curves": {}, "max_detections": 100, **counts}
 
 
 def record(folder: Path, **figures: float) -> RunRecord:

@@ -220,3 +220,10 @@ def test_a_file_of_another_size_than_committed_is_not_read(tmp_path: Path) -> No
     os.truncate(tmp_path / "step-1" / "weights.safetensors", 2**40)
     with bounded(), pytest.raises(DamagedCheckpointError, match=r"weights\.safetensors has 1,099,511,627,776 bytes"):
         checkpoints.load(1)
+
+
+@pytest.mark.parametrize("step", ["\u0663", "9" * 200, "-1"])
+def test_only_plain_numbers_are_steps(tmp_path: Path, step: str) -> None:
+    storage = open_storage(tmp_path)
+    storage.put(f"step-{step}/COMMITTED", b"{}")
+    assert CheckpointStore(storage).steps() == []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from yolofleet.core.errors import UserError
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
@@ -136,3 +137,24 @@ def test_no_worker_takes_a_log_for_stored_that_another_one_could_not_store(tmp_p
         log = SampleLog(run.storage, rank, record_digests=False)
         failure = store_skips(log, SkippedSamples(run.storage), run, OneOfTwo(rank, 2), 1, 8)
         assert failure is not None and failure.transient and "another worker" in str(failure)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"nojson", b"[1]", b"[" * 9000, b'{"skipped": 1}'),
+        b'{"skipped": 1, "seen": 1, "share": 1.0, "reasons": {"x": 1}}',
+        b'{"skipped": 1, "seen": 1, "share": 1.0, "reasons": {"x": {"count": 1, "samples": "b", "keys": {}}}}',
+    ],
+)
+def test_a_strange_report_of_skipped_samples_is_damaged(tmp_path: Path, content: bytes) -> None:
+    storage = open_storage(tmp_path)
+    storage.put("report/skipped.json", content)
+    with pytest.raises(UserError, match=r"skipped\.json: is damaged"):
+        read_skipped(storage)
+
+
+def test_what_was_skipped_is_told_on_one_line() -> None:
+    entry = {"count": 1, "samples": 1, "keys": {"a\nerror: forged": 1}}
+    document = {"skipped": 1, "seen": 2, "share": 0.5, "reasons": {"x\ny": entry}}
+    assert "\n" not in format_skips(document)

@@ -74,10 +74,10 @@ def test_a_record_that_is_damaged_or_gone_keeps_nobody_waiting(
     os.utime(tmp_path / "torn" / "events.jsonl", (now, now))
     get_from = FileStorage.get_from
 
-    def removed_meanwhile(storage: FileStorage, key: str, start: int) -> bytes:
+    def removed_meanwhile(storage: FileStorage, key: str, start: int, most_bytes: int | None = None) -> bytes:
         if storage.url.endswith("/gone"):
             raise ObjectNotFoundError(key)
-        return get_from(storage, key, start)
+        return get_from(storage, key, start, most_bytes)
 
     monkeypatch.setattr(FileStorage, "get_from", removed_meanwhile)
     assert spent_hours([str(tmp_path)], now - 2 * HOUR) == pytest.approx({("user", "ada"): 4.0}), "whole, and torn"

@@ -89,8 +89,8 @@ def _process_table() -> str:
 
 def _start_ticks(pid: int) -> int:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):  # somebody wrote a number that no process has
         return NOT_RUNNING
     return NOT_RUNNING if fields[0] in "ZX" else int(fields[19])  # a zombie does not run
 

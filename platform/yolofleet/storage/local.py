@@ -7,6 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable
+from copy import copy
 from io import BufferedReader
 from pathlib import Path
 from typing import Literal
@@ -26,15 +27,43 @@ EntryKind = Literal["file", "folder", "other"]
 
 
 class FileStorage(Storage):
-    """Objects as files below a folder."""
+    """Objects as files below a folder.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder; it may be a link, or lie below links.
+        boundary: What links below it lead out of, is neither read nor written; None: it is read, but written only
+            inside of the root.
+    """
+
+    def __init__(self, root: Path, boundary: Path | None = None) -> None:
         super().__init__()
         self.root = root
         self.url = str(root)
+        self._boundary = boundary
+
+    def confined(self) -> Storage:
+        confined = copy(self)
+        confined._boundary = self._boundary or self.root
+        return confined
 
     def _path(self, key: str) -> Path:
-        return self.root / check_key(key)
+        """Return the path of a file that is read."""
+        path = self.root / check_key(key)
+        if self._boundary is not None:
+            self._check_inside(path)
+        return path
+
+    def _target(self, key: str) -> Path:
+        """Return the path of a file that is written or removed; a link of that name is itself replaced or removed."""
+        path = self.root / check_key(key)
+        self._check_inside(path.parent)
+        return path
+
+    def _check_inside(self, path: Path) -> None:
+        boundary = self._boundary or self.root
+        real = os.path.realpath(path)  # Path.resolve would raise at a link to itself
+        if not Path(real).is_relative_to(os.path.realpath(boundary)):
+            raise StorageError(f"{path}: leads out of {boundary} through a link, to {real}; remove the link")
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
@@ -42,11 +71,11 @@ class FileStorage(Storage):
     def get(self, key: str) -> bytes:
         return self.get_from(key, 0)
 
-    def get_from(self, key: str, start: int) -> bytes:
+    def get_from(self, key: str, start: int, most_bytes: int | None = None) -> bytes:
         def read(path: Path) -> bytes:
             with _open(path) as source:
                 source.seek(start)
-                return source.read()
+                return source.read(most_bytes)
 
         return _guard_file(self._path(key), read)
 
@@ -63,11 +92,10 @@ class FileStorage(Storage):
         return _guard_file(self._path(key), _open)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
-        target = self._path(key)
-        _guard_file(target, lambda path: self._write(path, data, exclusive=False))
+        _guard_file(self._target(key), lambda path: self._write(path, data, exclusive=False))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        return _guard_file(self._path(key), lambda path: self._write(path, data, exclusive=True))
+        return _guard_file(self._target(key), lambda path: self._write(path, data, exclusive=True))
 
     def _write(self, target: Path, data: bytes | bytearray | Path, *, exclusive: bool) -> bool:
         _make_folder(target.parent)
@@ -101,6 +129,8 @@ class FileStorage(Storage):
         folders = [prefix.rpartition("/")[0]]  # a list of its own: os.walk of Python 3.11 recurses, folders nest deeply
         while folders:
             folder = folders.pop()
+            if self._boundary is not None:
+                self._check_inside(self.root / folder)
             try:
                 with os.scandir(self.root / folder) as found:
                     inside = [*found]
@@ -136,7 +166,7 @@ class FileStorage(Storage):
         return _guard_file(path, lambda existing: existing.stat().st_size)
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
+        path = self._target(key)
         _guard_file(path, lambda existing: existing.unlink(missing_ok=True))
         for folder in path.parents:  # a folder without files is nothing in an object store
             if folder == self.root or not folder.is_relative_to(self.root):
@@ -147,7 +177,7 @@ class FileStorage(Storage):
                 break
 
     def child(self, prefix: str) -> Storage:
-        return FileStorage(self._path(prefix.strip("/")))
+        return FileStorage(self.root / check_key(prefix.strip("/")), self._boundary)
 
 
 def _check_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import plural
+from yolofleet.core.text import plural, short
 
 MOST_OFTEN_SECONDS = 10.0
 """Outages are reported at most this often, even where an endpoint refuses every tenth call."""
@@ -158,9 +158,9 @@ class Storage(ABC):
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``start``; a shorter object is an error."""
 
-    def get_from(self, key: str, start: int) -> bytes:
-        """Return the object from byte ``start`` to its end; nothing where it ends before."""
-        return self.get(key)[start:]
+    def get_from(self, key: str, start: int, most_bytes: int | None = None) -> bytes:
+        """Return the object from byte ``start`` to its end, or as many bytes; nothing where it ends before."""
+        return self.get(key)[start : None if most_bytes is None else start + most_bytes]
 
     @abstractmethod
     def open_stream(self, key: str) -> BufferedReader:
@@ -189,6 +189,13 @@ class Storage(ABC):
     @abstractmethod
     def child(self, prefix: str) -> Storage:
         """Return the storage whose root is ``prefix`` below this one's."""
+
+    def confined(self) -> Storage:
+        """Return this storage without what links lead to outside of its root, for what strangers may write to.
+
+        The root itself may be a link. Nothing is ever written or removed through a link that leads out.
+        """
+        return self
 
     def local_path(self, key: str) -> Path | None:
         """Return the object's path on this machine's disk, or None where it is remote."""
@@ -247,6 +254,7 @@ class Storage(ABC):
 
     def download(self, key: str, path: Path) -> None:
         """Copy the object to a local file, which appears whole or not at all."""
+        check_key(key)  # the path may have been made of it
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
@@ -288,11 +296,16 @@ class StoredFile:
         return self.storage.get_at_most(self.name, most_bytes)
 
 
+def is_key(key: str) -> bool:
+    """Return whether a text is a relative path that does not leave its root."""
+    parts = key.split("/")
+    return not ("\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts))
+
+
 def check_key(key: str) -> str:
     """Return the key, or raise if it would leave its root."""
-    parts = key.split("/")
-    if not key or key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
-        raise StorageError(f"key {key!r} is not a plain relative path; use names joined by '/', without '..'")
+    if not is_key(key):
+        raise StorageError(f"key {short(key)} is not a plain relative path; use names joined by '/', without '..'")
     return key
 
 

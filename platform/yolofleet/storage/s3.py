@@ -8,7 +8,7 @@ denied) fails at once. Endpoint, region and credentials come from the environmen
 
 from __future__ import annotations
 
-import io
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +19,7 @@ from typing import Any
 
 from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
+from yolofleet.core.text import plural
 from yolofleet.storage.objects import (
     ObjectChangedError,
     ObjectInfo,
@@ -30,8 +31,10 @@ from yolofleet.storage.objects import (
     StorageError,
     check_key,
     check_length,
+    is_key,
     is_transient,
 )
+from yolofleet.storage.s3_body import ResumingBody
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 PASSING_CODES = ("SlowDown", "RequestTimeout", "Throttling", "ConditionalRequestConflict")
@@ -40,6 +43,10 @@ READ_TIMEOUT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
 MOST_CONNECTIONS = 128
 """More than a process fetches with at a time; those that are not needed are not opened."""
+MOST_OBJECT_BYTES = 1 << 50
+"""More than any object has."""
+
+logger = logging.getLogger(__name__)
 
 
 class S3Storage(Storage):
@@ -55,10 +62,11 @@ class S3Storage(Storage):
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
-    def _at(self, key: str) -> dict[str, Any]:
+    def at(self, key: str) -> dict[str, Any]:
+        """Return what names an object in a request."""
         return {"Bucket": self.bucket, "Key": self._name(key)}
 
-    def _call(self, what: str, key: str, action: Callable[[Any], Result]) -> Result:
+    def call(self, what: str, key: str, action: Callable[[Any], Result]) -> Result:
         """Run ``action(client)``; transient faults are retried until the patience is over."""
 
         def attempt() -> Result:
@@ -129,9 +137,10 @@ class S3Storage(Storage):
     def get(self, key: str) -> bytes:
         return self.get_from(key, 0)
 
-    def get_from(self, key: str, start: int) -> bytes:
+    def get_from(self, key: str, start: int, most_bytes: int | None = None) -> bytes:
+        last = "" if most_bytes is None else start + most_bytes - 1
         try:
-            return self._read(key, f"bytes={start}-" if start else None)
+            return self._read(key, f"bytes={start}-{last}" if start or most_bytes else None)
         except ObjectChangedError:  # it has not that many bytes
             return b""
 
@@ -142,17 +151,17 @@ class S3Storage(Storage):
         return check_length(data, length, f"{self.url}/{key}", start)
 
     def _read(self, key: str, span: str | None) -> bytes:
-        request = self._at(key) | ({"Range": span} if span else {})
-        return self._call("reading", key, lambda client: bytes(client.get_object(**request)["Body"].read()))
+        request = self.at(key) | ({"Range": span} if span else {})
+        return self.call("reading", key, lambda client: bytes(client.get_object(**request)["Body"].read()))
 
     def open_stream(self, key: str) -> BufferedReader:
-        return BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
+        return BufferedReader(ResumingBody(self, key), buffer_size=1 << 20)
 
     def stream_bytes(self, stream: BufferedReader) -> int:
-        return int(getattr(stream.raw, "object_bytes"))  # noqa: B009 - BufferedReader hides the type of `_ResumingBody`
+        return int(getattr(stream.raw, "object_bytes"))  # noqa: B009 - BufferedReader hides the type of `ResumingBody`
 
     def open_range(self, key: str, start: int, length: int, version: str | None = None) -> ObjectRange:
-        body = _ResumingBody(self, key, start, start + length, version)
+        body = ResumingBody(self, key, start, start + length, version)
         return ObjectRange(BufferedReader(body, 1 << 20), body.end - start, body.object_bytes, body.version)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
@@ -160,9 +169,9 @@ class S3Storage(Storage):
             if isinstance(data, Path):
                 client.upload_file(str(data), self.bucket, self._name(key))
             else:
-                client.put_object(**self._at(key), Body=data)
+                client.put_object(**self.at(key), Body=data)
 
-        self._call("writing", key, write)
+        self.call("writing", key, write)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         if self.exists(key):  # also serves endpoints that ignore the condition
@@ -175,17 +184,17 @@ class S3Storage(Storage):
 
         def write(client: Any) -> bool:
             try:
-                client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
+                client.put_object(**self.at(key), Body=data, IfNoneMatch="*")
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code")
                 if code in ("PreconditionFailed", "412"):
                     return False
                 if code != "NotImplemented":
                     raise
-                client.put_object(**self._at(key), Body=data)
+                client.put_object(**self.at(key), Body=data)
             return True
 
-        return self._call("writing", key, write)
+        return self.call("writing", key, write)
 
     def honours_conditions(self, key: str) -> bool:
         try:
@@ -196,7 +205,7 @@ class S3Storage(Storage):
     def holds_markers(self, key: str) -> bool:
         name, below = f"{self._name(key)}/", f"{key}/object"
         try:
-            self._call("writing", name, lambda client: client.put_object(Bucket=self.bucket, Key=name, Body=b""))
+            self.call("writing", name, lambda client: client.put_object(Bucket=self.bucket, Key=name, Body=b""))
             self.put(below, b"")
             return self.exists(below)
         except StorageError:
@@ -204,7 +213,7 @@ class S3Storage(Storage):
         finally:
             with suppress(StorageError):
                 self.delete(below)
-            self._call("deleting", name, lambda client: client.delete_object(Bucket=self.bucket, Key=name))
+            self.call("deleting", name, lambda client: client.delete_object(Bucket=self.bucket, Key=name))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         base = f"{self.prefix}/" if self.prefix else ""
@@ -215,87 +224,25 @@ class S3Storage(Storage):
                 ObjectInfo(str(entry["Key"])[len(base) :], int(entry["Size"]), entry["LastModified"].timestamp())
                 for page in pages
                 for entry in page.get("Contents", [])
-                if not str(entry["Key"]).endswith("/")
+                if str(entry["Key"]).startswith(base + prefix) and not str(entry["Key"]).endswith("/")
             ]
 
-        return sorted(self._call("listing", prefix, read), key=lambda entry: entry.key)
+        listed = self.call("listing", prefix, read)
+        found = [entry for entry in listed if is_key(entry.key) and 0 <= entry.size_bytes <= MOST_OBJECT_BYTES]
+        if left_out := len(listed) - len(found):
+            objects = plural(left_out, "object")
+            logger.warning("%s/%s: %s with an impossible key or size are left out", self.url, prefix, objects)
+        return sorted(found, key=lambda entry: entry.key)
 
     def size_bytes(self, key: str) -> int:
-        return self._call("looking up", key, lambda client: int(client.head_object(**self._at(key))["ContentLength"]))
+        return self.call("looking up", key, lambda client: int(client.head_object(**self.at(key))["ContentLength"]))
 
     def delete(self, key: str) -> None:
-        self._call("deleting", key, lambda client: client.delete_object(**self._at(key)))
+        self.call("deleting", key, lambda client: client.delete_object(**self.at(key)))
 
     def child(self, prefix: str) -> Storage:
         name = self._name(prefix.strip("/"))
         return S3Storage(self.bucket, name, patience_seconds=self.patience_seconds, outages=self.outages)
-
-
-class _ResumingBody(io.RawIOBase):
-    """One S3 object, or a range of it, read from front to back; after a broken connection it asks for the rest of it.
-
-    Attributes:
-        end: Where it ends: before the byte of this number.
-        object_bytes: Size of the object.
-        version: Its ETag.
-    """
-
-    def __init__(
-        self, storage: S3Storage, key: str, start: int = 0, end: int | None = None, version: str | None = None
-    ) -> None:
-        self._storage = storage
-        self._key = key
-        self._offset = start
-        self._body: Any = None
-        self._asked_end = end
-        self.end = 0
-        self.object_bytes = 0
-        self.version = version
-        storage._call("reading", key, self._open)
-
-    def readable(self) -> bool:
-        return True
-
-    def _open(self, client: Any) -> None:
-        request = self._storage._at(self._key)
-        if self._offset or self._asked_end is not None:
-            last = "" if self._asked_end is None else self._asked_end - 1
-            request["Range"] = f"bytes={self._offset}-{last}"
-        if self.version is not None:
-            request["IfMatch"] = self.version
-        answer = client.get_object(**request)
-        found = answer.get("ContentRange")  # bytes 0-99/1000; None: the whole object, whatever was asked for
-        if found is None and self._offset:
-            raise ConnectionError(f"the answer is not the range from byte {self._offset} on")
-        self._body = answer["Body"]
-        if not self.end:
-            self.version = answer.get("ETag")
-            self.end = self._offset + int(answer["ContentLength"])
-            self.object_bytes = int(found.rpartition("/")[2]) if found else self.end
-
-    def readinto(self, buffer: Any) -> int:
-        def read(client: Any) -> bytes:
-            if self._body is None:
-                self._open(client)
-            body, self._body = self._body, None  # a broken one is not read again
-            data = bytes(body.read(len(buffer)))
-            if not data:  # the body ended early without an error
-                raise ConnectionError(f"body ended at byte {self._offset} of {self.end}")
-            self._body = body
-            return data
-
-        if self._offset >= self.end:
-            return 0
-        data = self._storage._call("reading", self._key, read)
-        buffer[: len(data)] = data
-        self._offset += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
-        super().close()
 
 
 def _client() -> Any:

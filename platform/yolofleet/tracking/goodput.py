@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from yolofleet.core.text import plural
+from yolofleet.core.text import one_line
 from yolofleet.tracking.json_lines import Row, seconds_of
+from yolofleet.tracking.run_history import history_of
 
 
 @dataclass(frozen=True)
@@ -90,36 +91,6 @@ PAUSED = "it has reached the step that it was asked to stop after"
 """The reason of the event ``left`` where a trial pauses: its workers are gone until it continues, if it ever does."""
 COMMANDS = ("command", "queued")
 """Events with which a command begins."""
-DESCRIPTIONS = {
-    "failure": "{failure} failure at step {reached}: {reason}",
-    "regained": "step {step} reached again: {steps_redone} done twice, {seconds_lost} s lost",
-    "left": "saved step {step} and left: {reason}",
-    "rolled_back": "loss or gradient was non-finite: back to step {to_step}, steps {window} are left out",
-    "not_rolled_back": "loss or gradient was non-finite in steps {window}; not rolled back: {reason}",
-    "ended_early": "ended early, at step {step}: {reason}",
-    "out_of_memory": "out of memory in the step after {step}; from now on {measure}: {reason}",
-    "epochs_raised": "epochs were raised from {was} to {now} at step {step}; the schedule is planned anew",
-    "waiting": "{reason}",
-    "admitted": "there is room after {waited_seconds} s",
-    "checkpoint_failed": "checkpoint of step {step} could not be stored: {reason}",
-    "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
-    "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",
-    "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
-    "tracking_away": "MLflow at {uri} does not answer; training continues, and it gets everything later: {reason}",
-    "tracking_back": "MLflow at {uri} has caught up after {seconds} s",
-    "storage_back": "the storage answers again: {tries} failed within {seconds} s: {reason}",
-    "node_joined": "node {node} joined the cluster: {offers}",
-    "node_gone": "node {node} has left the cluster: {reason}",
-    "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
-    "slow_rank": "rank {rank} on {host} needs {excess_percent}% more time than the others, most of it for {stage}",
-    "moving": "the workers make progress again after {seconds} s at step {step}",
-    "notification_failed": "{to} could not be notified of {about}: {reason}",
-    "stopped": "stopped: {reason}",
-    "failed": "failed: {reason}",
-}
-COUNTED = {"steps_redone": "step", "tries": "call"}
-"""The fields that a description names with what they count."""
-LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -147,7 +118,7 @@ class RunSummary:
     forecast_cost: float | None
     """What the run will have cost at its end, at the pace since its last start; None while that is not known."""
     history: list[str]
-    """A line for everything out of the ordinary, oldest first."""
+    """A line for everything out of the ordinary, oldest first; of very many the newest, and how many there are more."""
 
 
 def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary:
@@ -164,7 +135,9 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
     cost, remaining = _cost(periods), _remaining_cost(periods, rows)
     return RunSummary(
         starts=sum(event.get("kind") == "start" for event in events),
-        failures=dict(Counter(str(event.get("failure")) for event in events if event.get("kind") == "failure")),
+        failures=dict(
+            Counter(one_line(event.get("failure"), 80) for event in events if event.get("kind") == "failure")
+        ),
         steps_redone=sum(int(event.get("steps_redone", 0)) for event in regained),
         seconds_lost=round(lost, 3),
         seconds_trained=round(sum(period.seconds for period in periods), 3),
@@ -173,7 +146,7 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
         gpu_hours=round(sum(period.worker_hours * period.gpus_per_worker for period in periods), 4),
         cost=None if cost is None else round(cost, 2),
         forecast_cost=None if cost is None or remaining is None else round(cost + remaining, 2),
-        history=[line for event in events if (line := format_event(event)) is not None],
+        history=history_of(events),
     )
 
 
@@ -243,26 +216,6 @@ def gpu_hours_by_owner(
     return dict(hours)
 
 
-def format_event(event: Row) -> str | None:
-    """Return an event as a line for people; None for an ordinary one."""
-    kind = str(event.get("kind"))
-    if kind not in DESCRIPTIONS:
-        return None
-    fields = {key: _describe(key, value) for key, value in event.items()}
-    try:
-        text = DESCRIPTIONS[kind].format(**fields)
-    except KeyError:  # an event of another version, without one of the fields
-        text = f"{kind}: {fields}"
-    return f"{event.get('time')} {text}"
-
-
-def _describe(key: str, value: object) -> str:
-    if key in COUNTED and isinstance(value, int):
-        return plural(value, COUNTED[key])
-    text = " ".join(str(value).split())
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
-
-
 @dataclass
 class _Period:
     """The time from a start of workers to the next one, or to the end."""
@@ -312,7 +265,7 @@ def _remaining_cost(periods: Sequence[_Period], rows: Sequence[Row]) -> float | 
     if not periods or not periods[-1].is_last:
         return 0.0 if periods else None
     start = periods[-1].start
-    steps = [row for row in rows if "loss" in row and seconds_of(row) >= seconds_of(start)]
+    steps = [row for row in rows if "loss" in row and "step" in row and seconds_of(row) >= seconds_of(start)]
     if "num_steps" not in start or len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
         return None
     seconds_per_step = (seconds_of(steps[-1]) - seconds_of(steps[0])) / (steps[-1]["step"] - steps[0]["step"])

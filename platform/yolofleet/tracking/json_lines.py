@@ -3,14 +3,14 @@
 A row is one line of JSON and counts from its newline on: an unfinished last line, left by a process that was killed,
 does not count. On a disk a log is one file, ``NAME.jsonl``. An object store has no append, so there a log is a chain of
 parts, ``NAME.jsonl``, ``NAME-00001.jsonl``, ..., and only the last part is ever put again: what is sent for each new
-row stays bounded however long the run. Reading is the same for both. JSON has no NaN or infinity; they are written as
-the strings that protobuf's JSON mapping uses.
+row stays bounded however long the run. Reading is the same for both, and bounded, for anybody may have written the log:
+it goes by blocks, and a line or a log that is far longer than any is an error. JSON has no NaN or infinity; they are
+written as the strings that protobuf's JSON mapping uses.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.retry import GrowingPause
 from yolofleet.core.text import short
 from yolofleet.storage import ObjectNotFoundError, Storage
+from yolofleet.tracking.row_fields import fault_of, plain_fields, without_non_finite
 
 Row = dict[str, Any]
 OnRow = Callable[[Row], None]
@@ -29,9 +31,13 @@ OnRow = Callable[[Row], None]
 
 PART_BYTES = 4 << 20
 """An object part that has reached this size is full; the next row begins a new one."""
-PART_KEY = re.compile(r"(.+?)(-\d{5,})?\.jsonl")
+BLOCK_BYTES = 2 * PART_BYTES
+"""How much is asked for at a time: a whole part of an object store's log, and its next rows."""
+LONGEST_LINE = 1 << 20
+MOST_LOG_BYTES = 4 << 30
+"""Of one part; the rows of a run of weeks that reports every step."""
+PART_KEY = re.compile(r"(.+?)(-[0-9]{5,9})?\.jsonl", re.DOTALL)
 """The name of a log, and the number of the part from the second one on."""
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def ignore_row(row: Row) -> None:
@@ -51,14 +57,14 @@ def seconds_of(row: Row) -> float:
     """
     try:
         return datetime.fromisoformat(str(row["time"])).timestamp()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise CorruptLogError(
             f"a row of a log says no time that can be read, repair or remove it: {short(row)}"
         ) from None
 
 
 class CorruptLogError(UserError):
-    """A row of a log is damaged: its line is not a row although rows follow it, or its time cannot be read."""
+    """A log is damaged: a line is not a row although rows follow it, a row's fields are wrong, or it is too long."""
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
@@ -67,29 +73,32 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
     Raises:
         TypeError: A value is neither text, number, boolean, None nor a list or mapping of these.
     """
-    text = json.dumps(_without_non_finite(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(without_non_finite(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode() + b"\n"
 
 
-def _without_non_finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: _without_non_finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_non_finite(item) for item in value]
-    return value
+def decode_row(line: bytes, where: str) -> Row | None:
+    """Return the row of one line (without its newline), or None where the line holds no JSON object.
 
+    Args:
+        line: The line.
+        where: Its log, for messages.
 
-def decode_row(line: bytes) -> Row | None:
-    """Return the row of one line (without its newline), or None where the line holds no JSON object."""
+    Raises:
+        CorruptLogError: It holds a JSON object whose fields are not those of a row.
+    """
+    if len(line) > LONGEST_LINE:
+        return None
     try:
-        row = json.loads(line)
-    except ValueError:  # also UnicodeDecodeError
+        found = json.loads(line)
+    except (ValueError, RecursionError):  # also UnicodeDecodeError; nested as deep as no row is
         return None
-    if not isinstance(row, dict):
+    if not isinstance(found, dict):
         return None
-    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+    row = plain_fields(found)
+    if (fault := fault_of(row)) is not None:
+        raise CorruptLogError(f"{where}: a row is damaged, repair or remove it: {fault}: {short(row)}")
+    return row
 
 
 @dataclass(frozen=True)
@@ -140,9 +149,10 @@ def read_end(storage: Storage, parts: Sequence[Part], most_bytes: int) -> list[R
     rows: list[Row] = []
     for part in reversed(parts):
         start = max(0, part.size_bytes - most_bytes)
-        lines = storage.get_from(part.key, start).split(b"\n")[:-1]
+        lines = storage.get_from(part.key, start, most_bytes).split(b"\n")[:-1]
         # From the middle of a part on, the first line is the end of one.
-        rows = [row for line in lines[bool(start) :] if (row := decode_row(line)) is not None] + rows
+        where = f"{storage.url}/{part.key}"
+        rows = [row for line in lines[bool(start) :] if (row := decode_row(line, where)) is not None] + rows
         most_bytes -= part.size_bytes
         if most_bytes <= 0:
             break
@@ -151,7 +161,8 @@ def read_end(storage: Storage, parts: Sequence[Part], most_bytes: int) -> list[R
 
 def _list_objects(storage: Storage, prefix: str) -> list[Part]:
     if (path := storage.local_path(part_key(prefix, 0))) is not None:  # one folder, instead of the walk that list() is
-        return [Part(entry.name, entry.stat().st_size) for entry in path.parent.glob(f"{prefix}*.jsonl")]
+        found = (entry for entry in path.parent.glob(f"{prefix}*.jsonl") if entry.exists())
+        return [Part(entry.name, entry.stat().st_size) for entry in found]
     return [Part(entry.key, entry.size_bytes) for entry in storage.list(prefix)]
 
 
@@ -211,31 +222,50 @@ def _read_part(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], 
     """Return a part's rows after the cursor, the cursor behind them, and its size; None where the cursor is not in it.
 
     Raises:
-        CorruptLogError: A line is not a row although rows follow it.
+        CorruptLogError: A line is not a row although rows follow it, or the part is far larger than any.
     """
     key, start = part_key(name, cursor.part), cursor.offset_bytes - len(cursor.last_line)
+    where = f"{storage.url}/{key}"
     try:
-        data = storage.get_from(key, start)
+        block = storage.get_from(key, start, BLOCK_BYTES)
     except ObjectNotFoundError:
         return None
-    if not data.startswith(cursor.last_line):
+    if not block.startswith(cursor.last_line):
         return None
-    lines = data[len(cursor.last_line) :].split(b"\n")[:-1]  # a row is complete with its newline
-    rows = [decode_row(line) for line in lines]
-    while rows and rows[-1] is None:  # a lost disk cache leaves zeros and halves of lines
-        rows.pop()
-    lines = lines[: len(rows)]
-    for position, row in enumerate(rows):
-        if row is None:
-            where = cursor.offset_bytes + sum(len(line) + 1 for line in lines[:position])
-            seen = short(lines[position].decode(errors="replace"))
+    rows: list[Row] = []
+    end, read_to = cursor.offset_bytes, start + len(block)
+    line_start, rest = end, block[len(cursor.last_line) :]
+    damaged: tuple[int, bytes] | None = None  # a lost disk cache leaves zeros and halves of lines behind the last row
+    while True:
+        *lines, rest = rest.split(b"\n")  # a row is complete with its newline
+        for line in lines:
+            row = decode_row(line, where)
+            if row is None:
+                damaged = damaged or (line_start, line)
+            elif damaged is not None:
+                raise CorruptLogError(
+                    f"{where}: the line at byte {damaged[0]} is not a JSON row: {_start_of(damaged[1])}; "
+                    "rows follow it, so it was not an interrupted write: repair or remove the line"
+                )
+            else:
+                rows.append(row)
+                end = line_start + len(line) + 1
+                cursor = Cursor(cursor.part, end, line + b"\n")
+            line_start += len(line) + 1
+        if len(block) < BLOCK_BYTES:
+            return rows, cursor, read_to
+        if len(rest) > LONGEST_LINE or read_to - start > MOST_LOG_BYTES:
             raise CorruptLogError(
-                f"{storage.url}/{key}: the line at byte {where} is not a JSON row: {seen}; "
-                "rows follow it, so it was not an interrupted write: repair or remove the line"
+                f"{where}: is no log of rows: a line has more than {format_bytes(LONGEST_LINE)}, or all of it more "
+                f"than {format_bytes(MOST_LOG_BYTES)}; the line at byte {line_start}: {_start_of(rest)}; remove it"
             )
-    if lines:
-        cursor = Cursor(cursor.part, cursor.offset_bytes + sum(len(line) + 1 for line in lines), lines[-1] + b"\n")
-    return [row for row in rows if row is not None], cursor, start + len(data)
+        block = storage.get_from(key, read_to, BLOCK_BYTES)
+        read_to += len(block)
+        rest += block
+
+
+def _start_of(line: bytes) -> str:
+    return short(line[:200].decode(errors="replace"))
 
 
 @dataclass

@@ -8,8 +8,10 @@ checks the lock first, so that a writer whose run was taken over adds nothing.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,9 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
+from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.storage import Storage, StorageError
 from yolofleet.storage.lock import LockLostError
-from yolofleet.tracking.json_lines import PART_BYTES, Row, decode_row, encode_row, list_parts, part_index, part_key
+from yolofleet.tracking.json_lines import (
+    BLOCK_BYTES,
+    MOST_LOG_BYTES,
+    PART_BYTES,
+    Row,
+    decode_row,
+    encode_row,
+    list_parts,
+    part_index,
+    part_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,21 +90,25 @@ def open_log(
 def truncate_parts(storage: Storage, name: str, keep: Callable[[Row], bool]) -> None:
     """Remove the rows for which ``keep`` is false from a log that has no writer at the moment."""
     for part in reversed(list_parts(storage, name)):  # the newest first: a stop in between leaves no gap
-        data = storage.get(part.key)
+        data, where = storage.get_at_most(part.key, MOST_LOG_BYTES), f"{storage.url}/{part.key}"
         lines = data.split(b"\n")[:-1]
-        kept = b"".join(line + b"\n" for line in lines if (row := decode_row(line)) is not None and keep(row))
+        kept = b"".join(line + b"\n" for line in lines if (row := decode_row(line, where)) is not None and keep(row))
         if not kept:
             storage.delete(part.key)
         elif kept != data:
             storage.put(part.key, kept)
 
 
-def end_of_last_row(data: bytes) -> int:
-    """Return the number of bytes up to the end of the last line that holds a row."""
+def end_of_last_row(data: bytes, where: str) -> int:
+    """Return the number of bytes up to the end of the last line that holds a row.
+
+    Raises:
+        CorruptLogError: Its fields are not those of a row.
+    """
     end = data.rfind(b"\n") + 1
     while end > 0:
         begin = data.rfind(b"\n", 0, end - 1) + 1
-        if decode_row(data[begin : end - 1]) is not None:
+        if decode_row(data[begin : end - 1], where) is not None:
             break
         end = begin
     return end
@@ -101,7 +118,7 @@ class FileLogWriter(LogWriter):
     """A log on a disk: every row is one append, which survives the death of the process."""
 
     def __init__(self, storage: Storage, name: str, check_lock: CheckLock = always_allowed) -> None:
-        self._storage = storage
+        self._storage = storage.confined()
         self._name = name
         self._check_lock = check_lock
         self._lock = threading.Lock()
@@ -115,10 +132,18 @@ class FileLogWriter(LogWriter):
             raise ValueError(f"{self._storage.url} is not on a disk")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            os.ftruncate(descriptor, end_of_last_row(path.read_bytes()))
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
+            reason = "is a link; remove it" if error.errno == errno.ELOOP else error.strerror
+            raise StorageError(f"{path}: cannot be opened for writing: {reason}") from error
+        try:
+            os.ftruncate(descriptor, _end_of_log(descriptor, path))
+        except OSError as error:
+            os.close(descriptor)
             raise StorageError(f"{path}: cannot be opened for writing: {error.strerror}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
         return path, descriptor
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -178,6 +203,24 @@ class FileLogWriter(LogWriter):
             self._descriptor = -1
 
 
+def _end_of_log(descriptor: int, path: Path) -> int:
+    """Return where the last row of a file ends; only the end of the file is read.
+
+    Raises:
+        StorageError: It is no file, or its end holds no row and is not all of it: nothing is cut off then.
+        OSError: It cannot be read.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError(f"{path}: cannot be opened for writing: is no regular file; remove it")
+    start = max(0, status.st_size - BLOCK_BYTES)
+    end = end_of_last_row(os.pread(descriptor, BLOCK_BYTES, start), str(path))
+    if start and not end:
+        size = format_bytes(BLOCK_BYTES)
+        raise StorageError(f"{path}: cannot be opened for writing: its last {size} hold no row; repair or remove it")
+    return start + end
+
+
 class ObjectLogWriter(LogWriter):
     """A log in an object store: rows gather in memory and a thread puts the last part every few seconds."""
 
@@ -211,8 +254,9 @@ class ObjectLogWriter(LogWriter):
         parts = list_parts(self._storage, self._name)
         if not parts:
             return 0, b""
-        data = self._storage.get(parts[-1].key)
-        return part_index(self._name, parts[-1]), data[: end_of_last_row(data)]
+        data = self._storage.get_at_most(parts[-1].key, MOST_LOG_BYTES)
+        where = f"{self._storage.url}/{parts[-1].key}"
+        return part_index(self._name, parts[-1]), data[: end_of_last_row(data, where)]
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add the row to what the thread puts next."""

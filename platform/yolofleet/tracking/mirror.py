@@ -41,7 +41,8 @@ from yolofleet.tracking.mirrored_run import (
     send_datasets,
     unix_milliseconds,
 )
-from yolofleet.tracking.mlflow_store import experiment_id, open_client
+from yolofleet.tracking.mlflow_experiment import experiment_id
+from yolofleet.tracking.mlflow_store import open_client
 from yolofleet.tracking.run_directory import (
     EVALUATION_IMAGES,
     EVENTS_LOGS,
@@ -51,8 +52,9 @@ from yolofleet.tracking.run_directory import (
     REPORT_PREFIX,
     OnEvent,
     RunDirectory,
-    status_after,
 )
+from yolofleet.tracking.run_documents import MOST_DOCUMENT_BYTES
+from yolofleet.tracking.run_status import status_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -222,7 +224,7 @@ class MirroredRun:
         storage = self.run.storage
         for key in (self.run.spec_key, FACTS_KEY):
             with suppress(ObjectNotFoundError):
-                if (data := storage.get(key)) != self._uploaded.get(key):
+                if (data := storage.get_at_most(key, MOST_DOCUMENT_BYTES)) != self._uploaded.get(key):
                     client.log_text(run_id, data.decode(errors="replace"), key)
                     self._uploaded[key] = data
         entries = storage.list(f"{REPORT_PREFIX}/")

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.core.redaction import redact, redact_values
 from yolofleet.core.text import plural
 from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.mlflow_store import experiment_id, open_client
-from yolofleet.tracking.run_directory import EVALUATION_IMAGES, RunDirectory, status_after
+from yolofleet.tracking.mlflow_experiment import experiment_id
+from yolofleet.tracking.mlflow_store import open_client
+from yolofleet.tracking.run_directory import EVALUATION_IMAGES, RunDirectory
+from yolofleet.tracking.run_status import status_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,6 +52,7 @@ SCHEDULE = ("learning_rate", "momentum", "gradient_norm")
 OLD_NAMES = ("loss", "val_AP")
 """Metrics of a run that an older yolofleet mirrored; such a run keeps its names."""
 STATUSES = {None: "not started", "RUNNING": "training", "FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+MOST_IMAGE_BYTES = 16 << 20
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
@@ -199,7 +202,7 @@ def unix_milliseconds(time: str) -> int:
     """Return an ISO 8601 time as MLflow counts it; 0 (1970) for a row without a readable time."""
     try:
         return math.floor(datetime.fromisoformat(time).timestamp() * 1000)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
 
 
@@ -245,7 +248,7 @@ class SentImages:
 
         for key, name, step in _images(keys):
             if (name, step) not in self._sent:
-                with Image.open(io.BytesIO(run.storage.get(key))) as image:
+                with Image.open(io.BytesIO(run.storage.get_at_most(key, MOST_IMAGE_BYTES))) as image:
                     self._client.log_image(self._run_id, image.convert("RGB"), key=name, step=step)
                 self._sent.add((name, step))
 
@@ -253,7 +256,7 @@ class SentImages:
 def _images(keys: Sequence[str]) -> Iterator[tuple[str, str, int]]:
     """Yield key, name in MLflow and step of the images of all evaluations."""
     for key in keys:
-        if (match := re.fullmatch(rf"{EVALUATION_IMAGES}/step-(\d+)/(\d+)\.jpg", key)) is not None:
+        if (match := re.fullmatch(rf"{EVALUATION_IMAGES}/step-([0-9]{{1,12}})/([0-9]{{1,6}})\.jpg", key)) is not None:
             yield key, f"image-{match[2]}", int(match[1])
 
 
@@ -268,9 +271,10 @@ def send_checkpoints(client: MlflowClient, found: Run, run: RunDirectory, name_o
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    marks = (re.fullmatch(r"checkpoints/step-(\d+)/COMMITTED", entry.key) for entry in run.storage.list("checkpoints/"))
+    listed = run.storage.list("checkpoints/")
+    marks = (re.fullmatch(r"checkpoints/step-([0-9]{1,12})/COMMITTED", entry.key) for entry in listed)
     kept = {int(match[1]) for match in marks if match}
-    evaluated = {int(row["step"]): row for row in run.metrics() if "val_AP" in row and int(row["step"]) in kept}
+    evaluated = {row["step"]: row for row in run.metrics() if "val_AP" in row and row.get("step") in kept}
     if not evaluated:
         return
     experiment, run_id = found.info.experiment_id, found.info.run_id

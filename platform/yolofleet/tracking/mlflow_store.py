@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
 
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError, is_installed, require_package
@@ -52,8 +51,6 @@ ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
 """Set where the user's environment does not set them."""
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Says that it is about models, not about prompts and traces."""
 QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.pyfunc", "alembic")
 """They report created tables, waits that are none, and checked examples, which is of no use to a user."""
 
@@ -232,34 +229,6 @@ def open_client(tracking_uri: str) -> MlflowClient:
     uri = tracking_uri if database is None else f"{SQLITE_PREFIX}{database}"
     with nullcontext() if database is None else _first_use_lock(database):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment ``name``; creates a missing one.
-
-    Artifacts of a sqlite store lie beside its database: MLflow's default is a folder wherever the process was started.
-
-    Raises:
-        TrackingError: The experiment was deleted on the server.
-    """
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        database = sqlite_path(client.tracking_uri)
-        location = None if database is None else (database.parent / "artifacts" / quote(name, safe=" ")).as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)  # another process was first
-    if found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"the MLflow experiment '{name}' at {redact(client.tracking_uri)} was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}`, or set another tracking.experiment"
-        )
-    return str(found.experiment_id)
 
 
 def _probe(tracking_uri: str) -> None:

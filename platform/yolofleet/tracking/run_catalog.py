@@ -6,7 +6,6 @@ what there is and how large it is; a run's events and the newest rows of its met
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -19,7 +18,7 @@ from typing import Literal
 from yolofleet.core.background import gather
 from yolofleet.core.errors import UserError
 from yolofleet.core.liveness import LEASE_SECONDS
-from yolofleet.core.text import first_line
+from yolofleet.core.text import first_line, visible
 from yolofleet.storage import ObjectInfo, Storage
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Part, Row, group_parts, parts_by_log, read_end, seconds_of
@@ -29,9 +28,9 @@ from yolofleet.tracking.run_directory import (
     JOB_KEY,
     METRICS,
     RELEASE_KEY,
-    STATUS_OF_EVENT,
-    status_after,
 )
+from yolofleet.tracking.run_documents import ReleaseRecord, read_document
+from yolofleet.tracking.run_status import STATUS_OF_EVENT, status_after
 
 SEARCH_KEY = "search.yaml"
 RECORD = "trials"
@@ -45,6 +44,7 @@ SILENT_SECONDS = 3 * LEASE_SECONDS
 INTERRUPTED = "INTERRUPTED"
 WAITING = "WAITING"
 DEADLINE_SECONDS = 15.0
+LONGEST_FOLDER = 60
 
 Kind = Literal["run", "search", "leftover"]
 Logs = dict[str, list[Part]]
@@ -86,7 +86,7 @@ class StoredRun:
         sizes: Counter[str] = Counter()
         for entry in self.objects:
             folder, _, rest = entry.key.partition("/")
-            sizes[folder if rest else "records"] += entry.size_bytes
+            sizes[visible(folder, LONGEST_FOLDER) if rest else "records"] += entry.size_bytes
         return dict(sizes.most_common())
 
     def with_prefix(self, prefix: str) -> tuple[ObjectInfo, ...]:
@@ -168,8 +168,10 @@ def read_figures(storage: Storage, logs: Logs, *, lock_renewed_at: float | None 
         lock_renewed_at: When its lock was renewed last, where that is known.
 
     Raises:
+        UserError: Something is damaged.
         StorageError: The storage does not answer.
     """
+    storage = storage.confined()
     events = sorted(
         (row for name in logs if _belongs(name, EVENTS) for row in read_end(storage, logs[name], MOST_EVENT_BYTES)),
         key=lambda row: str(row.get("time", "")),
@@ -186,8 +188,8 @@ def read_figures(storage: Storage, logs: Logs, *, lock_renewed_at: float | None 
     is_silent = lock_renewed_at is not None and time.time() - lock_renewed_at > SILENT_SECONDS
     if figures.state in ("RUNNING", WAITING) and is_silent:
         return replace(figures, state=INTERRUPTED, eta_seconds=None)
-    if figures.state == "FINISHED" and RECORD not in logs and storage.exists(RELEASE_KEY):
-        released = json.loads(storage.get(RELEASE_KEY))
+    is_run = figures.state == "FINISHED" and RECORD not in logs
+    if is_run and (released := read_document(storage, RELEASE_KEY, ReleaseRecord)) is not None:
         figures = replace(figures, ap=_number(released.get("figures", {}).get("AP")))
     return figures
 

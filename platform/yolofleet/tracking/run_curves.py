@@ -26,6 +26,9 @@ CHARTS: tuple[tuple[str, Sequence[str], bool], ...] = (
 """Title, keys of the metrics, and whether the axis is logarithmic where the values differ much."""
 WIDE = 30.0
 """Values whose ends differ by this factor are drawn on a logarithmic axis, where the chart allows it."""
+LARGEST = 1e100
+MOST_MARKS = 300
+"""The newest ones; more would hide the curves."""
 KINDS = {
     "failure": ("failure", "reached", COLOURS[1]),
     "start": ("workers started again", "step", COLOURS[7]),
@@ -43,6 +46,7 @@ def curves(record: RunRecord) -> Markup:
         return _figures_of_one_step(record.rows)
     marks = list(_marks(record.events))
     x_range = (0.0, max(float(record.step), 1.0, *(mark.x for mark in marks)))  # a failure came after the last row
+    left_out, marks = len(marks) - MOST_MARKS, marks[-MOST_MARKS:]
     charts = []
     for title, keys, may_be_log in CHARTS:
         lines = [
@@ -59,6 +63,7 @@ def curves(record: RunRecord) -> Markup:
     if not charts:
         return text("No step has been reported yet.")
     happened = sorted({mark.text.partition(":")[0]: mark.colour for mark in marks}.items())
+    happened += [(f"{left_out:,} earlier ones are not drawn", "none")] if left_out > 0 else []
     legend = Markup("").join(
         Markup('<span><i style="background:{}"></i>{}</span>').format(colour, said) for said, colour in happened
     )
@@ -93,8 +98,13 @@ def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
     return [
         (float(row["step"]), float(row[key]))
         for row in rows
-        if isinstance(row.get(key), int | float) and isinstance(row.get("step"), int)
+        if isinstance(row.get("step"), int) and _has_axis(row.get(key))
     ]
+
+
+def _has_axis(value: object) -> bool:
+    """Return whether a value is a number with which an axis can be computed."""
+    return isinstance(value, int | float) and (value == 0 or 1 / LARGEST < abs(value) < LARGEST)
 
 
 def _name(key: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.text import one_line
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.manifest import MOST_MANIFEST_BYTES
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.protocol import parse_protocol
@@ -22,6 +23,8 @@ from yolofleet.tracking.run_record import DETECTIONS_DIGEST, DIAGNOSIS_KEY, OUTC
 logger = logging.getLogger(__name__)
 DETECTIONS_KEY = f"{REPORT_PREFIX}/detections.json"
 MANIFEST_KEY = "lineage/val.json"
+MOST_DETECTION_BYTES = 1 << 30
+"""Of a hundred detections in each of some hundred thousand images."""
 
 
 def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:
@@ -35,17 +38,17 @@ def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:
         evaluation: The content of ``report/evaluation.json``.
     """
     try:
-        stored = run.storage.get(DETECTIONS_KEY)
+        stored = run.storage.get_at_most(DETECTIONS_KEY, MOST_DETECTION_BYTES)
         if hashlib.sha256(stored).hexdigest() != evaluation[DETECTIONS_DIGEST]:
             raise ValueError("its detections are of another release")
         dataset = ShardDataset(str(run.facts()["data_url"]["val"]))
-        if dataset.manifest.to_bytes() != run.storage.get(MANIFEST_KEY):
+        if dataset.manifest.to_bytes() != run.storage.get_at_most(MANIFEST_KEY, MOST_MANIFEST_BYTES):
             raise ValueError(f"{dataset.storage.url} is not what it was released with")
         detections = Detections.from_records(json.loads(stored), source=f"{run.url}/{DETECTIONS_KEY}")
         truth = dataset.annotations()
         found = diagnose(truth, detections, parse_protocol(int(evaluation["max_detections"]), (), (), False))
         drawn = draw_outcomes(dataset, found.galleries, found.images)
-    except (UserError, WorkError, KeyError, ValueError) as error:
+    except (UserError, WorkError, KeyError, ValueError, RecursionError) as error:
         logger.warning("the page of %s has no diagnosis: %s", run.url, one_line(error))
         return False
     for drawing, image in drawn.items():

@@ -7,8 +7,8 @@
         facts.json      other facts: dataset digests, model figures, versions
         metrics.jsonl   one row a report: {"time": ..., "step": ..., NAME: VALUE, ...}
         metrics.driver.jsonl   the same, of evaluations that were made beside the training
-        events.jsonl    what happened: {"time": ..., "kind": ..., ...}; the last of the kinds in STATUS_OF_EVENT
-                        is the status of the run
+        events.jsonl    what happened: {"time": ..., "kind": ..., ...}; the last of the kinds in
+                        yolofleet.tracking.run_status is the status of the run
         checkpoints/    (yolofleet.training)
         model/          the detector package of the best weights
         report/         images and pages; in evaluations/step-N/ the same few images at each evaluation
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +31,13 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import redact_values
 from yolofleet.core.text import short
-from yolofleet.specs.yaml_document import parse_yaml
+from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
 from yolofleet.tracking.json_lines import LogReader, OnRow, Row, ignore_row, utc_now
 from yolofleet.tracking.log_writer import LogWriter, open_log
+from yolofleet.tracking.run_documents import Facts, Identity, read_document
+from yolofleet.tracking.run_status import status_after
 
 FORMAT = 1
 IDENTITY_KEY = "run.json"
@@ -54,21 +56,14 @@ RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
 EVALUATION_IMAGES = f"{REPORT_PREFIX}/evaluations"
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
-STATUS_OF_EVENT = {"start": "RUNNING", "end": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-"""Event kinds that decide the status of a run, and MLflow's word for it."""
-
-
-def status_after(events: Sequence[Row]) -> str | None:
-    """Return the status of a run (RUNNING, FINISHED, FAILED, KILLED) by its events, oldest first; None without any."""
-    kinds = [str(event.get("kind")) for event in events]
-    return next((STATUS_OF_EVENT[kind] for kind in reversed(kinds) if kind in STATUS_OF_EVENT), None)
 
 
 class RunDirectory:
     """One run's directory, for its one writer and any number of readers.
 
     Args:
-        storage: The storage whose root is the run directory, ``<storage>/<name>``.
+        storage: The storage whose root is the run directory, ``<storage>/<name>``; links below it that lead out are
+            not followed.
         source: Which process writes, where two do: one of `SOURCES` beside the training workers; each has files of
             its own, ``events.SOURCE.jsonl`` and ``metrics.SOURCE.jsonl``, because an object store has no append.
         token: The run's lock as its holder has it: nothing is written once another process has taken the run over.
@@ -85,7 +80,7 @@ class RunDirectory:
     ) -> None:
         if source is not None and source not in SOURCES:
             raise ValueError(f"an event source is one of {', '.join(SOURCES)}, not {source!r}")
-        self.storage = storage
+        self.storage = storage.confined()
         self.on_row = on_row
         self._fence = None if token is None else Fence(storage, token)
         self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
@@ -128,30 +123,37 @@ class RunDirectory:
         Raises:
             UserError: The directory was written by a newer yolofleet, or ``run.json`` is damaged.
         """
-        fresh = {"format": FORMAT, "id": uuid.uuid4().hex, "created": utc_now()}
-        try:
-            data = self.storage.get(IDENTITY_KEY)
-        except ObjectNotFoundError:
+        document = self._read_identity()
+        if document is None:
+            fresh: dict[str, Any] = {"format": FORMAT, "id": uuid.uuid4().hex, "created": utc_now()}
             self.storage.put_if_absent(IDENTITY_KEY, json.dumps(fresh).encode() + b"\n")
-            data = self.storage.get(IDENTITY_KEY)  # another process may have been first
-        return _parse_identity(data, f"{self.url}/{IDENTITY_KEY}")
+            document = self._read_identity() or fresh  # another process may have been first
+        if document["format"] > FORMAT:
+            raise UserError(
+                f"{self.url}/{IDENTITY_KEY}: the run directory has format {document['format']}, this yolofleet reads "
+                f"up to {FORMAT}; upgrade yolofleet"
+            )
+        return str(document["id"])
+
+    def _read_identity(self) -> dict[str, Any] | None:
+        return read_document(self.storage, IDENTITY_KEY, Identity, "restore it from a copy, or use another run name")
 
     def exists(self) -> bool:
         """Return whether a run was ever started here."""
         return self.storage.exists(JOB_KEY) or self.storage.exists(IDENTITY_KEY)
 
     def job_text(self) -> str | None:
-        """Return the job as it was started (YAML), or None before the first start.
+        """Return the job, or search, as it was started (YAML), or None before the first start.
 
         Raises:
-            UserError: ``job.yaml`` is damaged.
+            UserError: Its file is damaged.
         """
         try:
-            return self.storage.get(JOB_KEY).decode()
+            return self.storage.get_at_most(self.spec_key, MOST_BYTES).decode()
         except ObjectNotFoundError:
             return None
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.url}/{JOB_KEY}: is damaged ({error}); restore it from a copy") from error
+            raise UserError(f"{self.url}/{self.spec_key}: is damaged ({error}); restore it from a copy") from error
 
     def job_document(self) -> dict[str, Any]:
         """Return the parsed job, or search, as it was started; empty before the first start.
@@ -178,14 +180,7 @@ class RunDirectory:
         Raises:
             UserError: ``facts.json`` is damaged.
         """
-        try:
-            return dict(json.loads(self.storage.get(FACTS_KEY)))
-        except ObjectNotFoundError:
-            return {}
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.url}/{FACTS_KEY}: is damaged ({error}); remove it, the next start writes it"
-            ) from error
+        return read_document(self.storage, FACTS_KEY, Facts, "remove it, the next start writes it") or {}
 
     def record_facts(self, **facts: Any) -> None:
         """Store facts of the run (plain JSON values) without the secrets of URLs, beside those recorded already."""
@@ -316,17 +311,3 @@ class RunDirectory:
             if name not in self._writers:
                 self._writers[name] = open_log(self.storage, name, self.check_lock)
             return self._writers[name]
-
-
-def _parse_identity(data: bytes, where: str) -> str:
-    try:
-        document = json.loads(data)
-        format_number, identity = int(document["format"]), str(document["id"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: is damaged ({error}); restore it from a copy, or use another run name") from error
-    if format_number > FORMAT:
-        raise UserError(
-            f"{where}: the run directory has format {format_number}, this yolofleet reads up to {FORMAT}; "
-            "upgrade yolofleet"
-        )
-    return identity

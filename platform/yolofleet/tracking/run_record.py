@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 from yolofleet.core.errors import UserError
@@ -17,10 +17,17 @@ from yolofleet.models.profile import Profile, profile
 from yolofleet.models.zoo import resolve
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.yaml_document import parse_yaml
-from yolofleet.storage import ObjectNotFoundError
+from yolofleet.storage import ObjectNotFoundError, Storage
 from yolofleet.tracking.goodput import RunSummary, summarize_run
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import JOB_KEY, RELEASE_KEY, REPORT_PREFIX, RunDirectory
+from yolofleet.tracking.run_documents import (
+    Names,
+    ReleaseRecord,
+    StoredDiagnosis,
+    StoredEvaluation,
+    read_document,
+)
 
 logger = logging.getLogger(__name__)
 EVALUATION_KEY = f"{REPORT_PREFIX}/evaluation.json"
@@ -31,6 +38,9 @@ DIAGNOSIS_KEY = f"{REPORT_PREFIX}/diagnosis.json"
 DETECTIONS_DIGEST = "detections_sha256"
 """Which detections an evaluation and a diagnosis are of."""
 MOST_IMAGES = 12
+MOST_DRAWINGS = 1000
+MOST_IMAGE_BYTES = 16 << 20
+MOST_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +78,11 @@ class RunRecord:
     @cached_property
     def evaluations(self) -> list[Row]:
         """The rows of evaluations that measured AP, by step."""
-        return [row for row in self.rows if isinstance(ap := row.get("val_AP"), int | float) and math.isfinite(ap)]
+        return [
+            row
+            for row in self.rows
+            if "step" in row and isinstance(ap := row.get("val_AP"), int | float) and math.isfinite(ap)
+        ]
 
     @property
     def best(self) -> Row | None:
@@ -111,12 +125,14 @@ def read_run(run: RunDirectory) -> RunRecord:
     Raises:
         UserError: A file of it is damaged.
     """
-    keys = sorted(e.key for e in run.storage.list(IMAGES_PREFIX) if e.key.endswith(".jpg"))[-MOST_IMAGES:]
-    names = _document(run, NAMES_KEY) or {}
+    storage = run.storage
+    keys = sorted(e.key for e in storage.list(IMAGES_PREFIX) if e.key.endswith(".jpg"))[-MOST_IMAGES:]
+    names = read_document(storage, NAMES_KEY, Names) or {}
     images = (_read_image(run, key, names.get(name := key.removeprefix(IMAGES_PREFIX), name)) for key in keys)
+    drawings = read_document(storage, f"{OUTCOMES_PREFIX}names.json", Names) or {}
     outcomes = {
-        drawing: _read_image(run, f"{OUTCOMES_PREFIX}{drawing}.jpg", str(name))
-        for drawing, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
+        drawing: _read_image(run, f"{OUTCOMES_PREFIX}{drawing}.jpg", name)
+        for drawing, name in islice(drawings.items(), MOST_DRAWINGS)
     }
     return RunRecord(
         name=run.name,
@@ -125,16 +141,16 @@ def read_run(run: RunDirectory) -> RunRecord:
         facts=run.facts(),
         rows=run.metrics(),
         events=run.events(),
-        evaluation=_evaluation(run),
-        release=_document(run, RELEASE_KEY) or {},
+        evaluation=_evaluation(storage),
+        release=read_document(storage, RELEASE_KEY, ReleaseRecord) or {},
         images=[image for image in images if image is not None],
         outcomes={drawing: image for drawing, image in outcomes.items() if image is not None},
     )
 
 
-def _evaluation(run: RunDirectory) -> Mapping[str, Any] | None:
-    evaluation = _document(run, EVALUATION_KEY, ("figures", "per_class", "curves", "max_detections", "skipped"))
-    made = _document(run, DIAGNOSIS_KEY, (DETECTIONS_DIGEST, "diagnosis"))
+def _evaluation(storage: Storage) -> Mapping[str, Any] | None:
+    evaluation = read_document(storage, EVALUATION_KEY, StoredEvaluation)
+    made = read_document(storage, DIAGNOSIS_KEY, StoredDiagnosis)
     if evaluation is None or made is None or made[DETECTIONS_DIGEST] != evaluation.get(DETECTIONS_DIGEST):
         return evaluation
     if "num_not_found" not in made["diagnosis"]:  # of an older yolofleet: it is made anew
@@ -147,28 +163,15 @@ def _read_image(run: RunDirectory, key: str, name: str) -> SampleImage | None:
     from PIL import Image
 
     try:
-        jpeg = run.storage.get(key)
+        jpeg = run.storage.get_at_most(key, MOST_IMAGE_BYTES)
     except ObjectNotFoundError:
         return None
     try:
         with Image.open(BytesIO(jpeg)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError("more pixels than a drawing has")
             image.load()
             return SampleImage(name=name, jpeg=jpeg, width=image.width, height=image.height)
-    except OSError:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         logger.warning("%s/%s: is damaged, so the page lacks it; release the run again to draw it anew", run.url, key)
         return None
-
-
-def _document(run: RunDirectory, key: str, needs: Sequence[str] = ()) -> Mapping[str, Any] | None:
-    """Return a JSON object of the run; None where there is none."""
-    try:
-        document = json.loads(run.storage.get(key))
-        if not isinstance(document, dict):
-            raise ValueError("it is no JSON object")
-        if lacking := [name for name in needs if name not in document]:
-            raise ValueError(f"it has no {', '.join(lacking)}")
-    except ObjectNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{run.url}/{key}: is damaged ({error}); remove it and release the run again") from error
-    return document

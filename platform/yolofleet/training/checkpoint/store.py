@@ -208,7 +208,7 @@ class CheckpointStore:
         """Return the files of all checkpoints by step, oldest first, also of those that are not committed."""
         found: dict[int, dict[str, int]] = {}
         for entry in self.storage.list(prefix):
-            if match := re.fullmatch(r"step-(\d+)/(.+)", entry.key):
+            if match := re.fullmatch(r"step-([0-9]{1,12})/(.+)", entry.key, re.DOTALL):
                 found.setdefault(int(match[1]), {})[match[2]] = entry.size_bytes
         return dict(sorted(found.items()))
 
@@ -291,7 +291,7 @@ class CheckpointStore:
         if sizes.get(COMMIT_KEY, 0) > MOST_COMMIT_BYTES:
             raise DamagedCheckpointError(f"{record}: has {plural(sizes[COMMIT_KEY], 'byte')}, and lists a few files")
         try:
-            commit = _parse_object(self.storage.get(f"{folder}/{COMMIT_KEY}"), record)
+            commit = _parse_object(self.storage.get_at_most(f"{folder}/{COMMIT_KEY}", MOST_COMMIT_BYTES), record)
             if int(commit.get("format", 0)) > FORMAT:
                 newer = f"format {commit['format']} is newer than this version reads; upgrade yolofleet"
                 raise UserError(f"{record}: {newer}")

@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
+from yolofleet.core.text import visible
+from yolofleet.storage import Storage, StorageError
 from yolofleet.tracking.json_lines import Cursor, list_logs, read_new_rows
 from yolofleet.tracking.log_writer import CheckLock, LogWriter, always_allowed, open_log, truncate_parts
+from yolofleet.tracking.run_documents import SkippedReport, read_document
 
 if TYPE_CHECKING:
     from yolofleet.data.stream import MicroBatch
@@ -30,7 +32,7 @@ PREFIX = "rank-"
 def remove_rows_from(storage: Storage, step: int) -> None:
     """Remove the rows of ``step`` and later steps; no worker may be writing."""
     for name in list_logs(storage, PREFIX):
-        truncate_parts(storage, name, lambda row: int(row["step"]) < step)
+        truncate_parts(storage, name, lambda row: int(row.get("step", 0)) < step)
 
 
 class SampleLog:
@@ -76,6 +78,8 @@ REPORT_KEY = "report/skipped.json"
 MOST_KEYS = 10_000
 """Keys named for each reason; a run that skips more was stopped long before."""
 NUM_KEYS_SHOWN = 3
+LONGEST_SHOWN = 200
+"""Characters of a key or a reason on a line."""
 
 
 class SkippedSamples:
@@ -90,7 +94,10 @@ class SkippedSamples:
         """Read the rows that are new."""
         for name in list_logs(self._storage, PREFIX):
             rows, self._cursors[name] = read_new_rows(self._storage, name, self._cursors.get(name, Cursor()))
-            _count(self._by_reason, ((str(row["skipped"]), str(row["reason"])) for row in rows if "reason" in row))
+            _count(
+                self._by_reason,
+                ((str(row["skipped"]), str(row["reason"])) for row in rows if {"skipped", "reason"} <= row.keys()),
+            )
 
     @property
     def total(self) -> int:
@@ -171,12 +178,13 @@ def _document(by_reason: Mapping[str, Counter[str]], num_seen: int) -> dict[str,
 
 
 def read_skipped(run_storage: Storage) -> dict[str, Any]:
-    """Return the report that a run left: what ``SkippedSamples.document`` returns; empty if it skipped nothing."""
-    try:
-        document: dict[str, Any] = json.loads(run_storage.get(REPORT_KEY))
-    except ObjectNotFoundError:
-        return _document({}, 0)
-    return document
+    """Return the report that a run left: what ``SkippedSamples.document`` returns; empty if it skipped nothing.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    cure = "remove it: the next checkpoint writes it"
+    return read_document(run_storage, REPORT_KEY, SkippedReport, cure) or _document({}, 0)
 
 
 def format_skips(document: Mapping[str, Any]) -> str:
@@ -187,5 +195,8 @@ def format_skips(document: Mapping[str, Any]) -> str:
     for reason, entry in document["reasons"].items():
         first = list(entry["keys"])[:NUM_KEYS_SHOWN]
         more = entry["samples"] - len(first)
-        parts.append(f"{reason} x {entry['count']} ({', '.join(first)}{f' and {more} more' if more else ''})")
+        keys = ", ".join(visible(key, LONGEST_SHOWN) for key in first)
+        parts.append(
+            f"{visible(reason, LONGEST_SHOWN)} x {entry['count']} ({keys}{f' and {more} more' if more else ''})"
+        )
     return f"{document['skipped']:,} of {document['seen']:,} ({document['share']:.2%}): {'; '.join(parts)}"
