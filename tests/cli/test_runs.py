@@ -126,7 +126,7 @@ def test_sources_of_versions_stay_unless_asked_for(
     make_run(runs, "elsewhere", "start", "end", days=60)
     url = open_storage(runs / "by-hand").url
     monkeypatch.setattr(run_sources, "check_reachable", lambda uri: None)
-    monkeypatch.setattr(run_sources, "_sources_of_versions", lambda uri: {url: ["models:/shapes/4"]})
+    monkeypatch.setattr(run_sources, "_sources_of_versions", lambda uri, **_: {url: ["models:/shapes/4"]})
     wanted = [str(runs / name) for name in ("released", "by-hand", "elsewhere")]
     assert main(["runs", "remove", *wanted, "--yes"]) == 1
     printed = capsys.readouterr().out

@@ -117,9 +117,37 @@ def test_a_folder_belongs_to_one_plan(images: list[Path], tmp_path: Path) -> Non
     images[0].touch()
     with pytest.raises(UserError, match="data_digest"):
         missing_parts(storage, plan_for(FileImages(images)))
-    storage.put("plan.json", b"[")
-    with pytest.raises(UserError, match="all of it"):
-        missing_parts(storage, plan)
+    for damaged in (b"[", b"[" * 100_000):
+        storage.put("plan.json", damaged)
+        with pytest.raises(UserError, match="all of it"):
+            missing_parts(storage, plan)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "x", "[]", "{}", "[" * 100_000, '{"images": 1, "annotations": [], "problems": []}',
+        '{"images": [], "annotations": [], "problems": "abc"}',
+        '{"images": [], "annotations": [{"image_id": 1, "category_id": 3, "bbox": [1], "score": 1}], "problems": []}',
+        '{"images": [], "annotations": [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, "4"], "score": 1}],'
+        ' "problems": []}',
+        " " * 2_000_000,
+    ],
+)  # fmt: skip
+def test_a_damaged_part_counts_as_missing(
+    damaged: str, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage, plan = open_storage(tmp_path), plan_for(FileImages(images))
+    missing_parts(storage, plan)
+    sound = b'{"images": [], "annotations": [], "problems": []}'
+    for part in range(plan.num_parts):
+        storage.put(part_key(part), sound)
+    assert missing_parts(storage, plan) == []
+    storage.put(part_key(1), damaged.encode())
+    assert missing_parts(storage, plan) == [1]
+    assert "damaged, and made anew: parts/00000001.json" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"parts/00000001\.json: is damaged"):
+        merge_parts(storage, plan, CLASSES)
 
 
 def test_results_that_no_prediction_made_are_not_overwritten(images: list[Path], tmp_path: Path) -> None:

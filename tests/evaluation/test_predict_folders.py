@@ -41,6 +41,9 @@ def files(folder: Path) -> dict[Path, bytes]:
         (["other", "--out", "link"], "--out {folder}/other holds the image other/a.png"),
         (["other/a.png", "--out", "photos"], "photos/a.jpg is there already, and no earlier prediction made it"),
         (["other/a.png", "--out", "marked"], "marked/a.jpg is there already"),
+        (["other/a.png", "--out", "linked-part"], f"linked-part/{PART_NAME} is there already"),
+        (["other/a.png", "--out", "linked-records"], f"linked-records/{RECORDS_NAME} is there already"),
+        (["other/a.png", "--objectness", "linked-maps"], f"linked-maps/{MAPS_NAME} is there already"),
         (["other/a.png", "--objectness", "other"], "--objectness {folder}/other holds the image"),
         (["other/a.png", "--objectness", "photos"], "photos/a.png is there already"),
     ],
@@ -52,6 +55,9 @@ def test_nothing_of_the_users_is_overwritten(
     (folder / "marked").mkdir()
     (folder / "marked" / RECORDS_NAME).write_text("{}")
     (folder / "marked" / "a.jpg").symlink_to(folder / "photos" / "a.jpg")
+    for name, mark in (("linked-part", PART_NAME), ("linked-records", RECORDS_NAME), ("linked-maps", MAPS_NAME)):
+        (folder / name).mkdir()
+        (folder / name / mark).symlink_to(folder / "photos" / "a.jpg")  # a stranger put it there
     before = files(folder)
     assert main(["predict", str(package), *(argument.format(folder=folder) for argument in arguments)]) == 2
     assert words.format(folder=folder) in capsys.readouterr().err

@@ -25,7 +25,8 @@ FOLDER = Path(__file__).resolve().parent
 FINDINGS = FOLDER / "findings"
 READERS = (
     "spec_yaml", "manifest", "index", "annotation", "tar_scan", "coco", "yolo", "voc", "class_names", "checkpoint",
-    "package", "redaction", "results_json",
+    "package", "redaction", "results_json", "run_log", "run_document", "lock_record", "search_rows",
+    "alias_tags", "prediction_part",
 )  # fmt: skip
 """The readers of everything that comes in from outside; each of them has a target."""
 CASE_SECONDS = 2.0

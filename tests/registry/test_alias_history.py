@@ -20,7 +20,7 @@ from yolofleet.registry.alias_history import (
     previous_alias,
     rollback_target,
 )
-from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, read_requests
+from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, read_requests, report_damaged
 from yolofleet.registry.versions import RegistryError, VersionGoneError
 
 ALIAS = "champion"
@@ -239,11 +239,24 @@ def test_a_request_of_another_host_blocks_until_its_tag_has_not_changed_for_the_
     assert len({text for key, text in store.tags.items() if key == own.key}) == 1
 
 
-def test_damaged_tags_stop_no_promotion() -> None:
+def test_damaged_tags_stop_no_promotion_and_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     store = Memory()
-    for text in ("", "{", "[]", '{"alias": 1}', '{"alias": "champion", "number": "x"}'):
+    request = json.loads(OLD_TAGS["yolofleet.intent.champion.0a1b"])
+    change = json.loads(OLD_TAGS["yolofleet.history.champion.000001"])
+    leads_out = request | {"holder": request["holder"] | {"pid": "../.."}}
+    for text in ("", "{", "[]", "[" * 100_000, '{"alias": 1}', *map(json.dumps, (
+        request | {"number": "x"}, request | {"stage": [1]}, request | {"sequence": 10**30}, leads_out,
+    ))):  # fmt: skip
         store.tags[f"yolofleet.intent.champion.{len(store.tags)}"] = text
+    for text in ("", "[]", "[" * 100_000, *map(json.dumps, (
+        change | {"sequence": "x"}, change | {"version": "../x"}, change | {"version": 0}, change,
+    ))):  # fmt: skip
+        store.tags[f"yolofleet.history.champion.{len(store.tags):06d}"] = text
+    num_damaged = len(store.tags)
+    report_damaged.cache_clear()
     assert promote(store, 1, None).sequence == 1
+    assert [entry.version for entry in alias_changes(store.tags, store.aliases, ALIAS)] == [1]
+    assert capsys.readouterr().err.count("damaged and left out") == num_damaged, "each is reported once"
 
 
 OLD_TAGS = {  # as yolofleet wrote them while the request was called an intent

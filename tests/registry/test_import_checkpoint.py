@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -69,6 +70,28 @@ def test_classes_must_be_known(content: dict | None, part: str, published, tmp_p
         annotations.write_text(json.dumps(content))
     with pytest.raises(UserError, match=part):
         package_checkpoint(published[0], "yolov7-tiny", tmp_path / "package", annotations=annotations)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("[" * 100_000, "classes.json"),
+        ('{"categories": [{"id": 1e400, "name": "x"}]}', "needs an 'id'"),
+        ('{"categories": [{"id": "a", "name": "x"}]}', "id 'a' is text"),
+        ('{"categories": [3]}', "needs an 'id'"),
+        (None, "not a regular file"),
+    ],
+)
+def test_classes_of_a_strangers_file_are_refused_in_one_line(
+    content: str | None, part: str, published, tmp_path: Path
+) -> None:
+    path = tmp_path / "classes.json"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError, match=part):
+        package_checkpoint(published[0], "yolov7-tiny", tmp_path / "package", annotations=path)
 
 
 class Payload:

@@ -251,7 +251,7 @@ def test_a_member_without_the_metric_copies_and_is_never_copied() -> None:
         Trial(
             number,
             Observation(values={"x": number / 4, "size": 1}, figures={}),
-            (Measurement(0, 1 / 3, 30, {"seconds": float(number)} if number else {}, 1.0),),
+            [Measurement(0, 1 / 3, 30, {"seconds": float(number)} if number else {}, 1.0)],
         )
         for number in range(4)
     ]

@@ -122,7 +122,7 @@ def test_promotions_are_exact_whatever_ends_first_and_whatever_is_equal(
 def trial(number: int, *measurements: tuple[float, float], end: str | None = None, **figures: float) -> Trial:
     """A trial with its AP at shares of its training."""
     measured = [Measurement(0, share, round(share * 90), {"ap": ap}, 1.0) for share, ap in measurements]
-    return Trial(number, Observation(values={}, figures=figures), tuple(measured), end=end)
+    return Trial(number, Observation(values={}, figures=figures), measured, end=end)
 
 
 def test_a_promoted_trial_still_counts_among_the_best_of_its_rung() -> None:

@@ -31,6 +31,7 @@ from yolofleet.cli.predict_folders import (
     check_separate,
     make_folder,
     output_folders,
+    write_new,
 )
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
@@ -238,7 +239,7 @@ def _predict_here(
             maps = ObjectnessFolder.open(objectness, model, detector, tracking_uri, options["image_size"])
         make_folder(folder)
         unfinished = folder / PART_NAME
-        unfinished.touch()
+        write_new(unfinished, "")
         document = _empty_document(detector)
         batch_size = options["batch_size"]
         for start in range(0, len(paths), batch_size):
@@ -256,7 +257,7 @@ def _predict_here(
                 lines.append(f"{shown}/{names[number]}: {_summarize(records)}")
                 if maps is not None:
                     lines.append(maps.draw(map_names[number], pixels))
-        unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_new(unfinished, json.dumps(document, indent=1) + "\n")
         unfinished.replace(folder / RECORDS_NAME)
     counts = f"{plural(len(document['annotations']), 'detection')} in {plural(len(document['images']), 'image')}"
     print_result(document, [*lines, f"{shown}/{RECORDS_NAME}: {counts}"], as_json=as_json)

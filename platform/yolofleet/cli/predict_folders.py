@@ -34,13 +34,24 @@ def check_separate(option: str, folder: Path, images: Iterable[Path]) -> None:
 
 
 def check_overwriting(folder: Path, names: Iterable[str]) -> None:
-    """Raise `UserError` where one of the files to write is there, and no earlier prediction has made it."""
-    is_own = any(os.path.lexists(folder / mark) for mark in MARKS)
-    for path in (folder / name for name in names):
+    """Raise `UserError` where one of the files to write is there, and no earlier prediction has made it.
+
+    A link is nobody's mark: predictions make none, and what is written through one is lost somewhere else.
+    """
+    marks = [folder / mark for mark in MARKS]
+    is_own = any(mark.is_file() and not mark.is_symlink() for mark in marks)
+    for path in (*(folder / name for name in names), *filter(Path.is_symlink, marks)):
         if os.path.lexists(path) and (path.is_symlink() or not is_own):
             raise UserError(
                 f"{path} is there already, and no earlier prediction made it: choose another folder, or remove it"
             )
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that an earlier prediction may have left; never through a link."""
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8") as file:  # which follows no link
+        file.write(text)
 
 
 def make_folder(folder: Path) -> None:

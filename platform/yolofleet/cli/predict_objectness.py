@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolofleet.cli.predict_folders import MAPS_NAME, MAPS_TEXT, make_folder
+from yolofleet.cli.predict_folders import MAPS_NAME, MAPS_TEXT, make_folder, write_new
 from yolofleet.core.terminal import note
 from yolofleet.core.text import plural
 
@@ -58,7 +58,7 @@ class ObjectnessFolder:
         size = detector.card.image_size if image_size is None else image_size
         check_fit(network, len(detector.classes), size)
         make_folder(folder)
-        (folder / MAPS_NAME).write_text(MAPS_TEXT)
+        write_new(folder / MAPS_NAME, MAPS_TEXT)
         return ObjectnessFolder(folder, network, size)
 
     def draw(self, name: str, image: NDArray[np.uint8]) -> str:

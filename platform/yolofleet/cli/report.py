@@ -85,10 +85,12 @@ def _write_page(directory: RunDirectory) -> str | None:
 
 
 def _sync(directory: RunDirectory, tracking_uri: str | None, *, rebuild: bool) -> str | None:
+    from yolofleet.tracking.foreign_store import named_by_user, refuse_foreign
     from yolofleet.tracking.mirror import sync_now
     from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors
 
     uri, experiment = _find_store(directory, tracking_uri)
+    refuse_foreign(uri, (named_by_user(tracking_uri),), f"{directory.url}/job.yaml")
     check_reachable(uri)
     with mlflow_errors(uri):
         return sync_now(directory, uri, experiment, rebuild=rebuild)
@@ -100,9 +102,11 @@ PAGE = "report/index.html"
 
 def _lines(summary: dict[str, Any]) -> Iterator[str]:
     """Yield the state of a run in a few lines: the newest figures, what its failures cost, and what to do next."""
+    from yolofleet.core.text import one_line
+
     survival, metrics = summary["survival"], summary["metrics"]
     yield f"{summary['name']}: {STATUSES.get(summary['status'], summary['status'])}, step {summary['step']:,}"
-    yield from (f"  {name:<12} {text}" for name, text in _facts(summary, survival, metrics) if text)
+    yield from (f"  {name:<12} {one_line(text, 2000)}" for name, text in _facts(summary, survival, metrics) if text)
     if survival["history"]:
         yield "  history"
         yield from (f"    {line}" for line in survival["history"])

@@ -6,7 +6,8 @@
     results.json        the same as a COCO result file
 
 A part appears by one atomic write under a name that follows from its images, and it is a pure function of them: it is
-the same whoever writes it, and however often. So a run that was killed is repeated, and computes only missing parts.
+the same whoever writes it, and however often. So a run that was killed is repeated, and computes only missing parts; a
+damaged one counts as missing.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.terminal import note
+from yolofleet.core.text import and_more
 from yolofleet.data.records import SampleError
 from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.images import ImageReadError, read_image
@@ -33,9 +37,38 @@ PARTS_PREFIX = "parts/"
 DOCUMENT_KEY = "detections.json"
 RESULTS_KEY = "results.json"
 FORMAT = 1
-RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
+IMAGE_BYTES, DETECTION_BYTES = 40_000, 500
+"""What a part holds at most of each image, and of each of its detections."""
 
-Part = dict[str, Any]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+
+
+class PartImage(BaseModel):
+    """An image that was predicted, as COCO lists it."""
+
+    id: Whole
+    file_name: str
+    width: Whole
+    height: Whole
+
+
+class PartAnnotation(BaseModel):
+    """A detection, as COCO lists it."""
+
+    image_id: Whole
+    category_id: Whole
+    bbox: tuple[Number, Number, Number, Number]
+    score: Number
+
+
+class Part(BaseModel):
+    """The detections of a part's images."""
+
+    images: list[PartImage]
+    annotations: list[PartAnnotation]
+    problems: list[str]
+    """A line for each image that could not be read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +191,7 @@ def part_key(part: int) -> str:
 
 
 def missing_parts(storage: Storage, plan: PredictionPlan) -> list[int]:
-    """Claim a folder for a plan, or resume in it, and return the parts that are missing.
+    """Claim a folder for a plan, or resume in it, and return the parts that are missing or damaged.
 
     Raises:
         UserError: The folder holds predictions of another plan, or results that no prediction has made.
@@ -173,8 +206,15 @@ def missing_parts(storage: Storage, plan: PredictionPlan) -> list[int]:
         raise UserError(
             f"{storage.url} holds other predictions (they differ in {differing}); choose another --out, or delete it"
         )
-    written = {entry.key for entry in storage.list(PARTS_PREFIX)}
-    return [part for part in range(plan.num_parts) if part_key(part) not in written]
+    sizes = {entry.key: entry.size_bytes for entry in storage.list(PARTS_PREFIX)}
+    missing = []
+    for part in range(plan.num_parts):
+        most_bytes = len(plan.images(part)) * (IMAGE_BYTES + plan.max_detections * DETECTION_BYTES)
+        if (size := sizes.get(part_key(part))) is None or size > most_bytes or _read_part(storage, part) is None:
+            missing.append(part)
+    if damaged := [part_key(part) for part in missing if part_key(part) in sizes]:
+        note(f"damaged, and made anew: {and_more(damaged, 3)}")
+    return missing
 
 
 def merge_parts(
@@ -184,27 +224,30 @@ def merge_parts(
 
     Returns:
         The numbers of images and annotations, and a line for each image that could not be read.
+
+    Raises:
+        UserError: A part is damaged.
     """
     problems: list[str] = []
     counts = {"images": 0, "annotations": 0}
 
     def images() -> Iterator[Any]:
         for part in _parts(storage, plan):
-            problems.extend(part["problems"])
-            counts["images"] += len(part["images"])
-            yield from part["images"]
+            problems.extend(part.problems)
+            counts["images"] += len(part.images)
+            yield from (image.model_dump() for image in part.images)
 
     def annotations() -> Iterator[Any]:
         for part in _parts(storage, plan):
-            for annotation in part["annotations"]:
+            for annotation in part.annotations:
                 counts["annotations"] += 1
-                box = annotation["bbox"]
-                area = round(box[2] * box[3], 3)
-                yield {"id": counts["annotations"], **annotation, "area": area, "iscrowd": 0}
+                _, _, width, height = annotation.bbox
+                area = round(width * height, 3)
+                yield {"id": counts["annotations"], **annotation.model_dump(), "area": area, "iscrowd": 0}
 
     def results() -> Iterator[Any]:
         for part in _parts(storage, plan):
-            yield from ({key: entry[key] for key in RESULT_KEYS} for entry in part["annotations"])
+            yield from (entry.model_dump() for entry in part.annotations)
 
     categories = iter([{"id": category_id, "name": name} for category_id, name in classes])
     with tempfile.TemporaryDirectory(prefix="yolofleet-merge-") as folder:
@@ -223,8 +266,20 @@ def merge_parts(
 
 
 def _parts(storage: Storage, plan: PredictionPlan) -> Iterator[Part]:
-    for part in range(plan.num_parts):
-        yield json.loads(storage.get(part_key(part)))
+    for number in range(plan.num_parts):
+        if (part := _read_part(storage, number)) is None:
+            raise UserError(
+                f"{storage.url}/{part_key(number)}: is damaged; run the same command again, which makes it anew"
+            )
+        yield part
+
+
+def _read_part(storage: Storage, part: int) -> Part | None:
+    """Return a part; None where it is damaged."""
+    try:
+        return Part.model_validate_json(storage.get(part_key(part)))
+    except ValidationError:
+        return None
 
 
 def _write_list(file: Any, values: Iterator[Any]) -> None:
@@ -240,5 +295,5 @@ def _differences(content: bytes, plan: PredictionPlan) -> str:
         stored = json.loads(content)
         stored.setdefault("num_images", stored.pop("num_pictures", None))  # the key of older plans
         return ", ".join(key for key, value in asdict(plan).items() if stored.get(key) != value)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return "all of it"

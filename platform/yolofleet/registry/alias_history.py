@@ -20,10 +20,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
-from yolofleet.core.errors import UserError, WorkError
+from pydantic import TypeAdapter
+
+from yolofleet.core.errors import WorkError
 from yolofleet.core.liveness import ProcessId, user_name
 from yolofleet.core.redaction import redact
-from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, TagStore, read_requests
+from yolofleet.core.text import one_line
+from yolofleet.registry.promotion_lock import (
+    LockRequest,
+    PromotionLock,
+    Sequence,
+    TagStore,
+    VersionNumber,
+    read_requests,
+    report_damaged,
+)
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError, VersionGoneError
 from yolofleet.tracking.json_lines import utc_now
 from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError
@@ -42,10 +53,10 @@ class PromotionLostError(WorkError):
 class AliasChange:
     """One entry of an alias's history: the alias points to ``version`` from then on, and no more to ``previous``."""
 
-    sequence: int
+    sequence: Sequence
     """Its number, from 1."""
-    version: int
-    previous: int | None
+    version: VersionNumber
+    previous: VersionNumber | None
     action: str
     """promote, rollback or `FOUND`."""
     reason: str
@@ -61,6 +72,9 @@ class AliasChange:
         """Return the change that a committing request makes."""
         origin = (request.action, request.reason, request.by, request.time, request.identity)
         return AliasChange(request.sequence, request.version, request.expected, *origin, forced=request.forced)
+
+
+_CHANGE = TypeAdapter(AliasChange)
 
 
 def previous_alias(alias: str) -> str:
@@ -212,16 +226,18 @@ def _lost_message(store: TagStore, request: LockRequest, current: int | None) ->
 
 
 def _read_changes(tags: Mapping[str, str], alias: str) -> list[AliasChange]:
-    pattern = re.compile(re.escape(_history_prefix(alias)) + r"\d{6,}")
+    """Return what the tags of an alias say of its history; damaged ones are reported and left out."""
+    pattern = re.compile(re.escape(_history_prefix(alias)) + r"(\d{6,12})")
     changes = []
     for key, text in tags.items():
-        if pattern.fullmatch(key):
+        if match := pattern.fullmatch(key):
             try:
-                changes.append(AliasChange(**json.loads(text)))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"tag {key} of the registered model is damaged ({error}); remove it in MLflow"
-                ) from error
+                change = _CHANGE.validate_json(text, strict=True)
+                if change.sequence != int(match[1]):
+                    raise ValueError(f"it is number {change.sequence}")
+                changes.append(change)
+            except ValueError as error:
+                report_damaged(key, one_line(error))
     return sorted(changes, key=lambda change: change.sequence)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import note
-from yolofleet.core.text import plural
+from yolofleet.core.text import plural, short
 from yolofleet.data.class_names import coco_classes
+from yolofleet.data.json_values import is_whole
 from yolofleet.models.weights import match_classes
 
 
@@ -78,11 +78,17 @@ def _classes(
 
 
 def _annotated_classes(annotations: Path, num_classes: int) -> list[tuple[int, str]]:
-    try:
-        document = json.loads(annotations.read_text(encoding="utf-8-sig"))
-        classes = [(int(entry["id"]), str(entry["name"])) for entry in document["categories"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{annotations}: has no COCO categories ({error})") from error
+    from yolofleet.data.coco_categories import read_categories, title_of
+    from yolofleet.evaluation.json_file import read_json
+
+    document = read_json(annotations)
+    entries = document.get("categories") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{annotations}: has no COCO categories: 'categories' is {short(entries)}, not a list")
+    categories = read_categories(entries, str(annotations)) if entries else {}
+    if text_ids := [identity for identity in categories if not is_whole(identity)]:
+        raise UserError(f"{annotations}: categories: id {short(text_ids[0])} is text; give each category a number")
+    classes = [(int(identity), title_of(category)) for identity, category in categories.items()]
     if len(classes) != num_classes:
         named = plural(len(classes), "class")
         raise UserError(f"{annotations}: names {named}, but the checkpoint predicts {num_classes}")

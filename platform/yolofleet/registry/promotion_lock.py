@@ -23,15 +23,22 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from functools import lru_cache
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, Field
 
 from yolofleet.core.liveness import LEASE_SECONDS, NOT_RUNNING, RENEWALS_PER_LEASE, LeaseWatch, ProcessId
+from yolofleet.core.terminal import note
+from yolofleet.core.text import one_line, short
 from yolofleet.registry.versions import TAG_PREFIX
 from yolofleet.tracking.json_lines import utc_now
 
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.5
 
 Stage = Literal["choosing", "waiting", "committing"]
+VersionNumber = Annotated[int, Field(ge=1, lt=2**63)]
+Sequence = Annotated[int, Field(ge=0, lt=10**12)]
 
 
 class TagStore(Protocol):
@@ -100,27 +107,62 @@ class LockRequest:
         return json.dumps({**document, "holder": holder, "beat": renewals}, sort_keys=True)
 
     @staticmethod
-    def from_tag(text: str) -> LockRequest | None:
-        """Return the request that a tag holds; None where it holds none."""
-        try:
-            document: dict[str, Any] = json.loads(text)
-            document.pop("beat", None)
-            holder = document.pop("holder")
-            host, _, process_table = holder["host"].partition(" ")
-            process = ProcessId(host, process_table, holder["pid"], int(holder["started"] or NOT_RUNNING))
-            request = LockRequest(process=process, **document)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
-        are_numbers = all(isinstance(number, int) for number in (request.number, request.sequence, request.version))
-        return request if are_numbers else None
+    def from_tag(text: str) -> LockRequest:
+        """Return the request that a tag holds.
+
+        Raises:
+            ValueError: It holds none.
+        """
+        document = dict(_RequestTag.model_validate_json(text, strict=True))
+        holder: _LockHolder = document.pop("holder")
+        host, _, process_table = holder.host.partition(" ")
+        process = ProcessId(host, process_table, holder.pid, int(holder.started or NOT_RUNNING))
+        return LockRequest(process=process, **document)
+
+
+class _LockHolder(BaseModel):
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**63)]
+    started: Annotated[str, Field(pattern=r"^-?\d{0,20}$")]
+
+
+class _RequestTag(BaseModel):
+    """The value of a request's tag, which anybody may have written."""
+
+    alias: str
+    version: VersionNumber
+    expected: VersionNumber | None
+    action: str
+    reason: str
+    by: str
+    holder: _LockHolder
+    time: str
+    identity: str
+    stage: Stage
+    number: int
+    sequence: Sequence
+    forced: bool = False
 
 
 def read_requests(tags: Mapping[str, str], alias: str) -> list[LockRequest]:
-    """Return the requests for an alias in the order of the queue; damaged tags are left out."""
-    prefix = _key_prefix(alias)
-    requests = {key: LockRequest.from_tag(text) for key, text in tags.items() if key.startswith(prefix)}
-    valid = [request for key, request in requests.items() if request is not None and request.key == key]
-    return sorted(valid, key=lambda request: (request.number, request.identity))
+    """Return the requests for an alias in the order of the queue; damaged tags are reported and left out."""
+    requests = []
+    for key, text in tags.items():
+        if key.startswith(_key_prefix(alias)):
+            try:
+                request = LockRequest.from_tag(text)
+                if request.key != key:
+                    raise ValueError(f"it belongs to {short(request.key)}")
+                requests.append(request)
+            except ValueError as error:
+                report_damaged(key, one_line(error))
+    return sorted(requests, key=lambda request: (request.number, request.identity))
+
+
+@lru_cache(maxsize=1000)
+def report_damaged(key: str, reason: str) -> None:
+    """Note that a tag is damaged and left out; once, however often it is read."""
+    note(f"tag {short(key, 200)} of the registered model is damaged and left out ({reason}); remove it in MLflow")
 
 
 class PromotionLock:

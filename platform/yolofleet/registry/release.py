@@ -32,6 +32,7 @@ from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, E
 from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RELEASE_KEY, RunDirectory
+from yolofleet.tracking.run_documents import MOST_DOCUMENT_BYTES
 from yolofleet.tracking.run_record import EVALUATION_KEY as SHOWN_EVALUATION_KEY
 from yolofleet.tracking.run_record import IMAGES_PREFIX, NAMES_KEY
 
@@ -138,12 +139,12 @@ def release_record(run: RunDirectory) -> Release | None:
         UserError: It is damaged.
     """
     try:
-        document = json.loads(run.storage.get(RELEASE_KEY))
+        document = json.loads(run.storage.get_at_most(RELEASE_KEY, MOST_DOCUMENT_BYTES))
         document["images"] = document.pop("pictures", None) or document["images"]  # the key of older releases
         return Release(**document)
     except ObjectNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{run.url}/{RELEASE_KEY}: not the record of a release ({one_line(str(error))}); remove it, and the same "
             "command as before releases the run again"

@@ -33,13 +33,8 @@ from yolofleet.core.text import split_url
 from yolofleet.registry.package import ARCHIVE_NAME, ARCHIVED, CODE_FOLDER, DETECTOR_FOLDER, open_archive
 from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256, read_proof
 from yolofleet.registry.versions import RegistryError, Version, find_version
-from yolofleet.tracking.mlflow_store import (
-    PATIENCE_SECONDS,
-    check_reachable,
-    find_tracking_uri,
-    open_client,
-    patiently,
-)
+from yolofleet.tracking.foreign_store import named_by_user, refuse_foreign
+from yolofleet.tracking.mlflow_store import PATIENCE_SECONDS, check_reachable, find_tracking_uri, open_client, patiently
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -287,7 +282,10 @@ def _link_files(folder: Path, target: Path) -> None:
 def _open_repository(tracking_uri: str, location: str) -> ArtifactRepository:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return patiently(tracking_uri, lambda: get_artifact_repository(location, tracking_uri))
+    repository = patiently(tracking_uri, lambda: get_artifact_repository(location, tracking_uri))
+    if repository.artifact_uri.startswith(("http:", "https:")):  # MLflow would log in at any server
+        refuse_foreign(repository.artifact_uri, (tracking_uri, named_by_user()), "the registry")
+    return repository
 
 
 def _list_files(tracking_uri: str, repository: ArtifactRepository, location: str, part: str) -> list[str]:

@@ -1,21 +1,20 @@
 """Registered models, their versions, tags and aliases, as MLflow stores them.
 
-An sqlite store is read without MLflow, whose import and check of the tables take seconds: nothing is written, and where
-the tables are not as expected (a newer or a much older MLflow, several workspaces) MLflow's own client is asked.
+An sqlite store is read without MLflow where that is enough (`yolofleet.registry.sqlite_models`). What a server answers
+may be wrong, or endless: both end in one error.
 """
 
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import redact, redact_error
+from yolofleet.core.text import one_line
 from yolofleet.tracking.mirrored_run import flat_params
 from yolofleet.tracking.mlflow_store import mlflow_errors, open_client, patiently, sqlite_path
 
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-DELETED = "Deleted_Internal"
-"""MLflow's stage of a version that was deleted."""
-PROMPT_TAG = "mlflow.prompt.is_prompt"
-WRITER_PATIENCE_SECONDS = 5.0
-"""How long a writer is waited for."""
+MOST_PAGES = 1000
+"""Of one search, each with 1,000 entries."""
 CANDIDATE = "candidate"
 TAG_PREFIX = "yolofleet."
 DIGEST_TAG = "yolofleet.digest"
@@ -97,22 +93,46 @@ def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
         TrackingError, TrackingFailureError: MLflow does not answer.
     """
     client = open_client(tracking_uri)
-    return patiently(tracking_uri, lambda: list(_list_versions(client, name)))
+    with _readable_answers(tracking_uri):
+        return patiently(tracking_uri, lambda: list(_list_versions(client, name)))
 
 
-def browse_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
+def browse_versions(tracking_uri: str, name: str | None = None, *, may_load_mlflow: bool = True) -> list[Version]:
     """Return what `list_versions` does, of an sqlite store without the seconds that MLflow itself takes to load.
 
+    Args:
+        tracking_uri: The MLflow server or database.
+        name: Name of a registered model; None for all.
+        may_load_mlflow: Whether MLflow may open an sqlite store that can be read only by it, and change its tables.
+
     Raises:
-        RegistryError: There is no such registered model.
+        RegistryError: There is no such registered model, or the database is not MLflow's.
         TrackingError, TrackingFailureError: MLflow does not answer.
     """
-    from yolofleet.registry.versions import read_models
+    from yolofleet.registry.sqlite_models import read_models
 
-    database = sqlite_path(tracking_uri)
-    if database is None or (found := read_models(database)) is None:
-        return list_versions(tracking_uri, name)
-    return list(_join(*found, name))
+    if (database := sqlite_path(tracking_uri)) is not None:
+        if (found := read_models(database)) is not None:
+            return list(_join(*found, name))
+        if not may_load_mlflow:
+            raise RegistryError(
+                f"{database}: only MLflow itself can read it, and may change it; if it is yours, name it with "
+                f"--tracking-uri {tracking_uri}"
+            )
+    return list_versions(tracking_uri, name)
+
+
+@contextmanager
+def _readable_answers(tracking_uri: str) -> Iterator[None]:
+    """Turn what an answer that no registry gives raises inside the block into `RegistryError`."""
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, ParseError, RecursionError, TypeError, ValueError) as error:
+        raise RegistryError(
+            f"MLflow at {redact(tracking_uri)} answers what no registry does: {one_line(error)}; is it the right one?"
+        ) from redact_error(error)
 
 
 def _list_versions(client: MlflowClient, name: str | None) -> Iterator[Version]:
@@ -179,12 +199,13 @@ def is_tagged(fact: str, value: str) -> bool:
 def _all_pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
     """Yield the entries of all pages of a search, given a function that returns the page of a token."""
     token = None
-    while True:
+    for _ in range(MOST_PAGES):
         page = fetch(token)
         yield from page
         token = page.token
         if not token:
             return
+    raise ValueError(f"more than {MOST_PAGES:,} pages")
 
 
 def _version(entry: ModelVersion, aliases: list[str]) -> Version:
@@ -217,9 +238,9 @@ class ModelTags:
 
     def read(self) -> tuple[Mapping[str, str], Mapping[str, int]]:
         """Return all tags and all aliases."""
-        with mlflow_errors(self._uri):
+        with _readable_answers(self._uri), mlflow_errors(self._uri):
             model = self._client.get_registered_model(self._name)
-        return dict(model.tags), {alias: int(number) for alias, number in model.aliases.items()}
+            return dict(model.tags), {alias: int(number) for alias, number in model.aliases.items()}
 
     def set_tag(self, key: str, value: str) -> None:
         """Write a tag."""
@@ -246,49 +267,3 @@ class ModelTags:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 raise VersionGoneError(f"version {version} of '{self._name}' was deleted in MLflow") from error
-
-
-def read_models(database: Path) -> tuple[list[Any], list[Any]] | None:
-    """Return the registered models and all their versions, with MLflow's names for what they have.
-
-    Args:
-        database: The file of an sqlite store.
-
-    Returns:
-        Models (name, aliases) and versions (name, version, tags, run_id, creation_timestamp); None where it cannot be
-        read in this way.
-    """
-    try:
-        with closing(
-            sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=WRITER_PATIENCE_SECONDS)
-        ) as store:
-            return _models(store), list(_versions(store))
-    except (sqlite3.Error, ValueError, TypeError):
-        return None
-
-
-def _models(store: sqlite3.Connection) -> list[Any]:
-    prompts = "SELECT name FROM registered_model_tags WHERE key = ? AND lower(value) = 'true'"
-    names = store.execute(f"SELECT name FROM registered_models WHERE name NOT IN ({prompts})", (PROMPT_TAG,)).fetchall()
-    models = {name: SimpleNamespace(name=name, aliases={}) for (name,) in names}
-    if len(models) < len(names):
-        raise ValueError("a name is there in several workspaces")
-    for name, alias, version in store.execute("SELECT name, alias, version FROM registered_model_aliases"):
-        if name in models:
-            models[name].aliases[alias] = version
-    return list(models.values())
-
-
-def _versions(store: sqlite3.Connection) -> Iterator[Any]:
-    tags: dict[tuple[str, int], dict[str, str]] = {}
-    for name, version, key, value in store.execute("SELECT name, version, key, value FROM model_version_tags"):
-        tags.setdefault((name, version), {})[key] = value
-    query = "SELECT name, version, run_id, creation_time FROM model_versions WHERE current_stage IS NOT ?"
-    for name, version, run_id, created in store.execute(query, (DELETED,)):
-        yield SimpleNamespace(
-            name=name,
-            version=int(version),
-            tags=tags.get((name, version), {}),
-            run_id=run_id,
-            creation_timestamp=int(created or 0),
-        )

@@ -70,7 +70,7 @@ def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:
 def _cost(entry: Entry, cost: str) -> float | None:
     """Return a cost of a trial in the units of the published ones."""
     if cost == "parameters":
-        return entry.figures["parameters"] / 1e6
+        return None if (count := entry.figures.get("parameters")) is None else count / 1e6
     return entry.figures.get({"milliseconds": "latency_milliseconds"}.get(cost, cost))
 
 

@@ -21,8 +21,9 @@ from yolofleet.search.space import Space
 from yolofleet.search.trials import Trials
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.yaml_document import parse_yaml, write_yaml
-from yolofleet.storage import ObjectNotFoundError, Storage
+from yolofleet.storage import Storage
 from yolofleet.storage.lock import FencingToken
+from yolofleet.tracking.foreign_store import named_by_user, refuse_foreign
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows, utc_now
 from yolofleet.tracking.mirrored_run import delete_mlflow_run
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors
@@ -52,13 +53,6 @@ class SearchDirectory(RunDirectory):
     def exists(self) -> bool:
         """Return whether a search was started here."""
         return self.storage.exists(SEARCH_KEY)
-
-    def job_text(self) -> str | None:
-        """Return the search as it was started (YAML), or None before the first start."""
-        try:
-            return self.storage.get(SEARCH_KEY).decode()
-        except ObjectNotFoundError:
-            return None
 
     def spec(self) -> SearchSpec:
         """Return the search as it was started.
@@ -110,7 +104,7 @@ class SearchDirectory(RunDirectory):
 
     def trial_runs(self) -> dict[str, TrialRun]:
         """Return all runs of all trials by name, for the MLflow mirror."""
-        trials = Trials()
+        trials = Trials(source=self.record_url)
         trials.replay(self.rows())
         repeats = self.spec().repeats
         runs: dict[str, TrialRun] = {}
@@ -124,6 +118,11 @@ class SearchDirectory(RunDirectory):
                 name = trial.run_name(repeat)
                 runs[name] = TrialRun(self.trial(name), tags, trial.end is not None)
         return runs
+
+    @property
+    def record_url(self) -> str:
+        """The record, for messages."""
+        return f"{self.url.rstrip('/')}/{RECORD}.jsonl"
 
     @property
     def trials_url(self) -> str:
@@ -150,6 +149,7 @@ def sync_search(directory: SearchDirectory, given: str | None, *, rebuild: bool)
     uri = given or job.tracking.uri or default_tracking_uri(directory.url.rstrip("/").rpartition("/")[0])
     if uri is None:
         raise UserError(f"{directory.url}: its job names no tracking.uri; give one with --tracking-uri")
+    refuse_foreign(uri, (named_by_user(given),), f"{directory.url}/{SEARCH_KEY}")
     check_reachable(uri)
     with mlflow_errors(uri):
         if rebuild:

@@ -49,8 +49,9 @@ class OptunaFile:
     def __init__(self, directory: SearchDirectory) -> None:
         self._directory = directory
         self._spec = directory.spec()
-        self._parameters = Space(self._spec, source=directory.url).parameters.by_name
-        self._trials = Trials(repeats=self._spec.repeats)
+        parameters = Space(self._spec, source=directory.url).parameters
+        self._parameters = parameters.by_name
+        self._trials = Trials(repeats=self._spec.repeats, parameters=parameters, source=directory.record_url)
         self._times: dict[int, dict[str, datetime]] = {}
         self._record = directory.reader(RECORD)
         self._runs: dict[int, tuple[str, LogReader]] = {}
@@ -90,11 +91,11 @@ class OptunaFile:
 
     def _read_record(self) -> None:
         rows = self._record.new_rows()
+        self._trials.replay(rows)  # first, for it refuses a damaged row
         for row in rows:
             if row.get("kind") in ("suggested", "ended") and "time" in row:
                 times = self._times.setdefault(int(row["trial"]), {})
                 times.setdefault(row["kind"], datetime.fromisoformat(row["time"]))
-        self._trials.replay(rows)
 
     def _open(self) -> None:
         """Open the file, and begin it anew where it is not that of this search."""
@@ -138,7 +139,7 @@ class OptunaFile:
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         if len(stored) > len(self._trials.trials):
             raise ValueError(f"it holds {plural(len(stored), 'trial')}, the record {len(self._trials.trials)}")
-        for number, trial in self._trials.trials.items():
+        for number, trial in enumerate(self._trials.trials.values()):
             if number >= len(stored):
                 self._storage.create_new_trial(self._study_id, self._frozen(trial))
             elif not stored[number].state.is_finished():

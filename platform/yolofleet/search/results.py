@@ -33,8 +33,8 @@ class Results:
     """A search's results."""
 
     spec: SearchSpec
-    entries: list[Entry]
-    """All trials by number."""
+    by_number: dict[int, Entry]
+    """All trials."""
     num_refused: int
     """Number of refused candidates."""
     front: list[int]
@@ -50,9 +50,14 @@ class Results:
     paper: PaperTable | None
     """The paper's table beside the trials, where the space names one."""
 
+    @property
+    def entries(self) -> list[Entry]:
+        """All trials, in the order of suggestion."""
+        return list(self.by_number.values())
+
     def entry(self, number: int) -> Entry:
         """Return a trial."""
-        return self.entries[number]
+        return self.by_number[number]
 
     def document(self) -> dict[str, Any]:
         """Return the results as plain JSON values."""
@@ -75,10 +80,11 @@ def load_results(directory: SearchDirectory) -> Results:
     """Return the results of a search from its directory.
 
     Raises:
-        UserError: It is not a search directory.
+        UserError: It is not a search directory, or its record is damaged.
     """
     spec = directory.spec()
-    trials = Trials(repeats=spec.repeats)
+    parameters = Space(spec, source=directory.url).parameters
+    trials = Trials(repeats=spec.repeats, parameters=parameters, source=directory.record_url)
     trials.replay(directory.rows())
     return results_of(spec, trials)
 
@@ -99,7 +105,7 @@ def results_of(spec: SearchSpec, trials: Trials) -> Results:
     space = Space(spec, source=f"search {spec.name}")
     return Results(
         spec=spec,
-        entries=entries,
+        by_number={entry.number: entry for entry in entries},
         num_refused=trials.num_refused,
         front=kept,
         best=numbers[best_first([rows[number] for number in numbers])[0]] if numbers else None,
@@ -109,7 +115,7 @@ def results_of(spec: SearchSpec, trials: Trials) -> Results:
             [
                 (entry.figures["training_petaflops"], entry.measured[AP])
                 for entry in done
-                if AP in entry.measured and "training_petaflops" in entry.figures
+                if AP in entry.measured and entry.figures.get("training_petaflops", 0.0) > 0
             ]
         ),
         paper=None if spec.paper is None else compare_with_paper(spec, spec.paper, entries),

@@ -27,6 +27,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.specs.job_paths import flatten
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.search_parts import Figure
+from yolofleet.tracking.json_lines import CorruptLogError
 from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.setup.builders import open_dataset
 
@@ -104,7 +105,8 @@ class SearchSession:
                 if row["reason"] != COMPLETED:
                     _append_end(directory, trials.trials[row["trial"]], row["reason"])
 
-        trials = Trials(repeats=self.spec.repeats, store_row=store_row)
+        parameters, source = self.space.parameters, directory.record_url
+        trials = Trials(repeats=self.spec.repeats, store_row=store_row, parameters=parameters, source=source)
         trials.replay(directory.rows())
         return trials
 
@@ -181,7 +183,10 @@ def _ends(number: int) -> list[list[float]]:
 
 
 def _petaflops(trial: Trial) -> float:
-    return trial.observation.figures["training_petaflops"]
+    compute = trial.observation.figures.get("training_petaflops")
+    if compute is None:
+        raise CorruptLogError(f"trials.jsonl: trial {trial.number} has no figure training_petaflops; repair its row")
+    return compute
 
 
 def _progress(trials: Trials, spec: SearchSpec, end: Row) -> dict[str, Any]:

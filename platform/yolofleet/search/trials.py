@@ -1,17 +1,19 @@
 """The record of a search, ``trials.jsonl``: what was refused, suggested, measured, exchanged and ended, in that order.
 
 The searcher, the schedulers and the results are functions of its rows, so a search resumes from the record alone. A row
-is written before its event takes effect: a trial is in the record before it gets a worker.
+is written before its event takes effect: a trial is in the record before it gets a worker. Each row is
+checked before it counts, for a record may be a stranger's (`yolofleet.search.trial_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from yolofleet.search.history import Observation
-from yolofleet.search.space import Values
+from yolofleet.search.space import Parameters, Values
+from yolofleet.search.trial_rows import Ended, Exchanged, Measured, Refused, Suggested, parse_row, refuse_row
 
 Row = dict[str, Any]
 
@@ -44,17 +46,17 @@ class Exchange:
     """The member's parameters from here on."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
-    """One candidate that trains."""
+    """One candidate that trains; only `Trials` changes it."""
 
     number: int
     """Number of the trial, from 0."""
     observation: Observation
     """The candidate as it was suggested."""
-    measurements: tuple[Measurement, ...] = ()
+    measurements: list[Measurement] = field(default_factory=list)
     """All measurements, in order."""
-    exchanges: tuple[Exchange, ...] = ()
+    exchanges: list[Exchange] = field(default_factory=list)
     """Exchanges that changed it."""
     passed: int = 0
     """Number of the newest exchange that it took part in."""
@@ -62,6 +64,11 @@ class Trial:
     """Why it ended; None before."""
     failed_seconds: float = 0.0
     """Worker seconds of the segments that failed."""
+    newest: dict[int, Measurement] = field(init=False)
+    """The newest measurement of each of its runs."""
+
+    def __post_init__(self) -> None:
+        self.newest = {entry.repeat: entry for entry in self.measurements}
 
     @property
     def values(self) -> Values:
@@ -80,7 +87,7 @@ class Trial:
 
     def at(self, repeat: int) -> Measurement | None:
         """Return the newest measurement of one of its runs."""
-        return next((entry for entry in reversed(self.measurements) if entry.repeat == repeat), None)
+        return self.newest.get(repeat)
 
     def at_share(self, share: float) -> Measurement | None:
         """Return the first measurement of its first run at or after a share of the training."""
@@ -112,16 +119,24 @@ class Trials:
     Args:
         repeats: Runs of each trial.
         store_row: Called with each new row, before it takes effect; not called for replayed rows.
+        parameters: The space's; candidates with other values are refused where it is given.
+        source: Where the rows come from, for messages.
     """
 
     repeats: int = 1
     store_row: Callable[[Row], None] = lambda row: None
+    parameters: Parameters | None = None
+    source: str = "trials.jsonl"
     trials: dict[int, Trial] = field(default_factory=dict)
     candidates: list[Observation | int] = field(default_factory=list)
     """Refused candidates and numbers of trials, in the order of suggestion."""
 
     def replay(self, rows: Iterable[Row]) -> None:
-        """Apply the rows of an earlier start."""
+        """Apply the rows of an earlier start.
+
+        Raises:
+            CorruptLogError: A row is damaged.
+        """
         for row in rows:
             self._apply(row)
 
@@ -138,7 +153,7 @@ class Trials:
 
     def suggest(self, observation: Observation) -> Trial:
         """Record a new trial."""
-        number = len(self.trials)
+        number = max(self.trials, default=-1) + 1
         self._write({"kind": "suggested", "trial": number, **_document(observation)})
         return self.trials[number]
 
@@ -185,39 +200,34 @@ class Trials:
         self.store_row(row)
         self._apply(row)
 
-    def _apply(self, row: Mapping[str, Any]) -> None:
-        kind = row.get("kind")
-        if kind in ("refused", "suggested"):
-            observation = Observation(
-                values=dict(row["values"]),
-                figures=dict(row["figures"]),
-                violations=dict(row.get("violations") or {}),
-                notes=dict(row.get("notes") or {}),
-            )
-            if kind == "refused":
-                self.candidates.append(observation)
-            elif int(row["trial"]) not in self.trials:
-                self.candidates.append(int(row["trial"]))
-                self.trials[int(row["trial"])] = Trial(int(row["trial"]), observation)
-            return
-        if (trial := self.trials.get(int(row.get("trial", -1)))) is None:
-            return
-        if kind == "measured":
-            new = Measurement(
-                int(row["repeat"]), float(row["share"]), int(row["step"]), dict(row["measured"]), row["gpu_seconds"]
-            )
-            before = trial.at(new.repeat)
-            if before is None or new.share > before.share:  # a result that was reported twice counts once
-                trial = replace(trial, measurements=(*trial.measurements, new))
-        elif kind == "exchanged":
-            changed = trial.exchanges
-            if "donor" in row:
-                changed = (*changed, Exchange(int(row["exchange"]), int(row["donor"]), dict(row["values"])))
-            trial = replace(trial, exchanges=changed, passed=int(row["exchange"]))
-        elif kind == "ended":
-            spent = trial.failed_seconds + float(row.get("gpu_seconds", 0.0))
-            trial = replace(trial, end=trial.end or str(row["reason"]), failed_seconds=spent)
-        self.trials[trial.number] = trial
+    def _apply(self, row: Row) -> None:
+        parsed = parse_row(row, self.source, self.parameters)
+        if isinstance(parsed, Refused):
+            self.candidates.append(parsed.observation())
+        elif isinstance(parsed, Suggested):
+            if parsed.trial not in self.trials:
+                self.candidates.append(parsed.trial)
+                self.trials[parsed.trial] = Trial(parsed.trial, parsed.observation())
+        elif parsed is not None and (trial := self.trials.get(parsed.trial)) is not None:
+            if isinstance(parsed, Measured):
+                _measure(trial, parsed)
+            elif isinstance(parsed, Exchanged):
+                if parsed.source is not None:
+                    if parsed.source not in self.trials:
+                        refuse_row(row, self.source, "donor: there is no such trial")
+                    trial.exchanges.append(Exchange(parsed.exchange, parsed.source, parsed.values))
+                trial.passed = parsed.exchange
+            elif isinstance(parsed, Ended):
+                trial.end = trial.end or parsed.reason
+                trial.failed_seconds += parsed.gpu_seconds
+
+
+def _measure(trial: Trial, row: Measured) -> None:
+    before = trial.at(row.repeat)
+    if before is None or row.share > before.share:  # a result that was reported twice counts once
+        new = Measurement(row.repeat, row.share, row.step, row.measured, row.gpu_seconds)
+        trial.measurements.append(new)
+        trial.newest[row.repeat] = new
 
 
 def _document(observation: Observation) -> Row:
