@@ -139,7 +139,7 @@ def test_a_damaged_part_counts_as_missing(
 ) -> None:
     storage, plan = open_storage(tmp_path), plan_for(FileImages(images))
     missing_parts(storage, plan)
-    sound = b'{"images": [], "annotations": [], "problems": []}'
+    sound = b'{"images": [], "annotations": [], "problems": ["caf\\udce9.jpg: no image"]}'  # a name that is not UTF-8
     for part in range(plan.num_parts):
         storage.put(part_key(part), sound)
     assert missing_parts(storage, plan) == []

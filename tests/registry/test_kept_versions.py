@@ -38,6 +38,7 @@ class RemoteStore:
 
     Attributes:
         files: Where they are.
+        artifact_uri: The same for MLflow.
         requests: How often each folder was listed and each file fetched.
         failures: Failures that the next requests for a name meet.
     """
@@ -46,6 +47,7 @@ class RemoteStore:
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
         self.files = files
+        self.artifact_uri = files.as_uri()
         self.requests: Counter[str] = Counter()
         self.failures: dict[str, list[Exception]] = {}
         self._local = LocalArtifactRepository(str(files))

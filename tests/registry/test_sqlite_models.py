@@ -85,3 +85,8 @@ def test_a_database_that_only_mlflow_can_read_is_left_alone_where_the_user_does_
     with pytest.raises(UserError, match=r"only MLflow itself can read it"):
         browse_versions(f"sqlite:///{path}", may_load_mlflow=False)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["other.db"]
+
+
+def test_a_database_without_any_table_has_no_models(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()  # what a first start leaves that was killed
+    assert read_models(tmp_path / "mlflow.db") == ([], [])

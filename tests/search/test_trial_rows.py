@@ -11,9 +11,10 @@ import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.search.directory import SearchDirectory
+from yolofleet.search.history import Observation
 from yolofleet.search.report import render_search
 from yolofleet.search.results import load_results, summary_lines
-from yolofleet.search.trials import Trials
+from yolofleet.search.trials import Measurement, Trials
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.yaml_document import write_yaml
 from yolofleet.storage import open_storage
@@ -122,3 +123,22 @@ def test_a_search_that_is_no_text_is_damaged(write: Write) -> None:
 def test_damage_is_a_corrupt_log(write: Write) -> None:
     with pytest.raises(CorruptLogError):
         load_results(write(SUGGESTED | {"trial": None}))
+
+
+def test_a_diverging_trial_ends_no_search_and_its_record_is_read_again() -> None:
+    rows: list[dict[str, Any]] = []
+    trials = Trials(store_row=rows.append)
+    trials.suggest(Observation({"learning_rate": 1.0}, {}))
+    trials.measure(0, Measurement(0, 1.0, 100, {"val_AP": 0.5, "gradient_norm": 2e30}, 1.5))
+    again = Trials()
+    again.replay(rows)
+    assert again.trials[0].measurements[0].values == {"val_AP": 0.5}
+
+
+def test_a_row_that_could_not_be_read_is_not_stored() -> None:
+    rows: list[dict[str, Any]] = []
+    trials = Trials(store_row=rows.append)
+    trials.suggest(Observation({"learning_rate": 1.0}, {}))
+    with pytest.raises(CorruptLogError):
+        trials.measure(0, Measurement(0, 2.0, 100, {"val_AP": 0.5}, 1.5))
+    assert len(rows) == 1

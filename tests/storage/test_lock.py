@@ -217,3 +217,10 @@ def test_only_the_names_of_records_are_numbers(tmp_path: Path, name: str) -> Non
         storage.put(f"lock/{name}.json", b"{}")
         with pytest.raises(LockHeldError):
             hold(storage)
+
+
+def test_a_user_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "DOMAIN\u00a0" + "x" * 300)
+    storage = open_storage(tmp_path)
+    with hold(storage), pytest.raises(LockHeldError, match=r"DOMAIN\\xa0xxx"), hold(storage):
+        pass

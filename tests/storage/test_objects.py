@@ -121,15 +121,15 @@ def test_nothing_is_written_or_removed_through_a_link_that_leads_out(tmp_path: P
     for storage in (open_storage(root), open_storage(tmp_path / "link"), open_storage(tmp_path).child("link")):
         confined = storage.confined()
         for write in (storage.put, storage.put_if_absent, confined.child("folder").put):
-            with pytest.raises(StorageError, match="leads out of"):
+            with pytest.raises(StorageError, match="a link leads out of"):
                 write("folder/mine" if write.__self__ is storage else "mine", b"other")
-        with pytest.raises(StorageError, match="leads out of"):
+        with pytest.raises(StorageError, match="a link leads out of"):
             storage.delete("folder/mine")
         assert storage.get("file") == b"mine", "shards may lie on another disk"
         for read in (confined.get, confined.open_stream, confined.size_bytes, confined.local_path):
-            with pytest.raises(StorageError, match="leads out of"):
+            with pytest.raises(StorageError, match="a link leads out of"):
                 read("file")
-        with pytest.raises(StorageError, match="leads out of"):
+        with pytest.raises(StorageError, match="a link leads out of"):
             confined.list("folder/")
         confined.put("near/one", b"1")
         assert (root / "inside/one").read_bytes() == b"1"

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import note
@@ -277,8 +277,9 @@ def _parts(storage: Storage, plan: PredictionPlan) -> Iterator[Part]:
 def _read_part(storage: Storage, part: int) -> Part | None:
     """Return a part; None where it is damaged."""
     try:
-        return Part.model_validate_json(storage.get(part_key(part)))
-    except ValidationError:
+        # Python's JSON reads names that are not UTF-8, too.
+        return Part.model_validate(json.loads(storage.get(part_key(part))))
+    except (ValueError, RecursionError):
         return None
 
 

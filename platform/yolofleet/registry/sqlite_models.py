@@ -62,6 +62,8 @@ def read_models(database: Path) -> tuple[list[Any], list[Any]] | None:
             give_up = time.monotonic() + MOST_SECONDS
             store.set_progress_handler(lambda: time.monotonic() > give_up, STEPS_A_CHECK)
             store.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_TEXT_BYTES)
+            if store.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                return [], []  # MLflow has not been here yet
             _check_tables(store)
             return _models(store), list(_versions(store))
     except OSError as error:

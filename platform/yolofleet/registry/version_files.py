@@ -283,7 +283,9 @@ def _open_repository(tracking_uri: str, location: str) -> ArtifactRepository:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     repository = patiently(tracking_uri, lambda: get_artifact_repository(location, tracking_uri))
-    if repository.artifact_uri.startswith(("http:", "https:")):  # MLflow would log in at any server
+    files, store = split_url(repository.artifact_uri), split_url(tracking_uri)
+    is_beside = (files.scheme, files.hostname) == (store.scheme, store.hostname)  # MLflow's server of artifacts alone
+    if files.scheme in ("http", "https") and not is_beside:  # MLflow would log in at any server
         refuse_foreign(repository.artifact_uri, (tracking_uri, named_by_user()), "the registry")
     return repository
 

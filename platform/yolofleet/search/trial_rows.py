@@ -28,13 +28,13 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 def _finite_only(figures: Any) -> Any:
-    """Leave out figures that are NaN or infinite: they are as good as not measured."""
+    """Leave out figures that are NaN, infinite, or as large as those of a diverging run: as good as not measured."""
     if not isinstance(figures, Mapping):
         return figures
     return {
         name: value
         for name, value in figures.items()
-        if not (isinstance(value, float) and not math.isfinite(value)) and value not in NON_FINITE
+        if not (isinstance(value, float) and not abs(value) <= MOST_FIGURE) and value not in NON_FINITE
     }
 
 

@@ -197,6 +197,7 @@ class Trials:
         return sum(isinstance(entry, Observation) for entry in self.candidates)
 
     def _write(self, row: Row) -> None:
+        parse_row(row, self.source, self.parameters)  # nothing is stored that cannot be read
         self.store_row(row)
         self._apply(row)
 

@@ -63,7 +63,9 @@ class FileStorage(Storage):
         boundary = self._boundary or self.root
         real = os.path.realpath(path)  # Path.resolve would raise at a link to itself
         if not Path(real).is_relative_to(os.path.realpath(boundary)):
-            raise StorageError(f"{path}: leads out of {boundary} through a link, to {real}; remove the link")
+            raise StorageError(
+                f"{path}: a link leads out of {boundary}, to {real}; move that here, or make {boundary} itself the link"
+            )
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)

@@ -14,7 +14,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.liveness import LEASE_SECONDS, ProcessId, user_name
-from yolofleet.core.text import one_line, short
+from yolofleet.core.text import one_line, short, visible
 from yolofleet.storage.objects import ObjectNotFoundError, Storage
 
 FOLDER = "lock"
@@ -63,7 +63,7 @@ class LockRecord:
             number=number,
             mark=uuid.uuid4().hex,
             process=ProcessId.current(),
-            user=user_name(),
+            user=visible(user_name(), LONGEST_TEXT)[:LONGEST_TEXT],
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             lease_seconds=lease_seconds,
         )

@@ -44,7 +44,7 @@ def refuse_foreign(uri: str, own: Sequence[str | None], named_in: str) -> None:
         return
     origin = _origin(uri)
     if origin is None:
-        reason = "the driver of a database may log in there"
+        reason = "what reads it, such as the driver of a database, may log in there"
     elif origin in [_origin(other) for other in own if other] or (credentials := _credentials_for(uri)) is None:
         return
     else:

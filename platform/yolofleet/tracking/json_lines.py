@@ -88,7 +88,8 @@ def decode_row(line: bytes, where: str) -> Row | None:
         CorruptLogError: It holds a JSON object whose fields are not those of a row.
     """
     if len(line) > LONGEST_LINE:
-        return None
+        size = format_bytes(LONGEST_LINE)
+        raise CorruptLogError(f"{where}: a row has more than {size}: {_start_of(line)}; repair or remove it")
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):  # also UnicodeDecodeError; nested as deep as no row is

@@ -61,7 +61,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def plain_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a stored row as they were before `without_non_finite`; a null leaves a number out."""
     return {
-        key: _NON_FINITE.get(value, value) if isinstance(value, str) else value
+        key: _NON_FINITE.get(value, value) if isinstance(value, str) and key not in TEXTS else value
         for key, value in found.items()
         if value is not None or key not in NULL_IS_NONE
     }

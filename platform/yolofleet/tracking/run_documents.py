@@ -299,7 +299,7 @@ def parse_document(data: bytes, where: str, kind: type[pydantic.BaseModel], cure
         document = json.loads(data)
         if not isinstance(document, dict):
             raise ValueError("it is no JSON object")
-        kind.model_validate_json(data)
+        kind.model_validate(document)  # pydantic's own JSON refuses names that are not UTF-8
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
