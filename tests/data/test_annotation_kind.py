@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import pytest
 
 from data.exports import NAMES, Box, boxes_by_name, built, coco, read, save_images, save_labels, voc, write_json
 from yolofleet.cli.main import main
-from yolofleet.core.errors import UserError
 from yolofleet.data import annotation_kind
 from yolofleet.data.annotation_kind import kinds_of, source_files
 from yolofleet.data.problems import ProblemLog
+from yolofleet.data.read_source import read_source
 from yolofleet.data.source_folder import open_source
+from yolofleet.data.zip_folder import ZipFolder
 
 STEMS = ("a", "b", "c")
 FILES = [f"{stem}.jpg" for stem in STEMS]
@@ -119,18 +121,63 @@ def test_texts_with_the_names_of_images_are_labels_where_nothing_else_is(tmp_pat
     assert list(kinds(tmp_path)) == ["coco"]
 
 
-def test_two_kinds_are_refused_with_both_and_the_cure(tmp_path: Path) -> None:
-    save_coco(tmp_path)
+@pytest.mark.parametrize(
+    ("held", "chosen"),
+    [(("coco", "yolo"), "yolo"), (("coco", "voc"), "voc"), (("yolo", "voc"), "voc"), (("coco", "yolo", "voc"), "voc")],
+)
+def test_of_several_kinds_the_preferred_one_is_read_and_the_others_are_told_with_the_cure(
+    tmp_path: Path, held: tuple[str, ...], chosen: str
+) -> None:
+    for kind in held:
+        KINDS[kind](tmp_path)
+    assert list(kinds(tmp_path)) == list(held)
+    problems, expected = ProblemLog(), ProblemLog()
+    read_source(str(tmp_path), None, problems)
+    read_source(str(tmp_path), None, expected, source_format=chosen)
+    assert problems.counts == {**expected.counts, "annotations_of_other_kind": len(held) - 1}
+    assert all(f"{chosen.upper()} (" in example for example in problems.examples["annotations_of_other_kind"])
+    for kind in held:
+        told = " ".join(problems.examples["annotations_of_other_kind"])
+        assert (f"--format {kind}" in told) == (kind != chosen)
+        assert main(["data", "shard", str(tmp_path), "-", str(tmp_path / "out" / kind), "--format", kind]) == 0
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_numbers_in_a_text_that_is_no_label_of_an_image_are_no_annotations(tmp_path: Path, kind: str) -> None:
+    KINDS[kind](tmp_path)
+    (tmp_path / "anchors.txt").write_text("10 13 16 30 33 23 30 61\n")
+    assert list(kinds(tmp_path)) == [kind]
+
+
+@pytest.mark.parametrize("beside", ["notes.json", "project.xml"])
+def test_labels_of_other_names_than_the_images_are_still_labels(tmp_path: Path, beside: str) -> None:
     save_yolo(tmp_path)
-    save_voc(tmp_path)
-    with pytest.raises(
-        UserError, match=r"COCO \(.*json\) and of YOLO \(.*txt\) and of VOC .*--format coco or --format"
-    ):
-        read(tmp_path, None)
-    assert list(kinds(tmp_path / "labels")) == ["yolo"]
-    for kind in KINDS:
-        out = tmp_path / "out" / kind
-        assert main(["data", "shard", str(tmp_path), "-", str(out), "--format", kind]) == 0
+    for path in (tmp_path / "labels").iterdir():
+        path.rename(path.with_name(f"0a1b2c3d-{path.name}"))
+    (tmp_path / beside).write_text("{}")
+    assert list(kinds(tmp_path)) == ["yolo"]
+
+
+def test_shards_without_other_images_are_read_before_a_coco_file_or_numbers_beside_them(tmp_path: Path) -> None:
+    save_shards(tmp_path)
+    save_coco(tmp_path)
+    assert list(kinds(tmp_path)) == ["coco"]
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "anchors.txt").write_text("10 13 16 30 33 23 30 61\n")
+    source, counts = read(tmp_path, None)
+    assert len(source.records) == 3 and counts["annotations_of_other_kind"] == 2
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tmp_path / "annotations", "annotations")  # no shard but a packed folder
+    (tmp_path / "anchors.txt").unlink()
+    assert list(kinds(tmp_path)) == ["coco"]
+
+
+def test_no_more_files_are_read_than_show_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(tmp_path, *(f"{number}.jpg" for number in range(9)))
+    save_labels(tmp_path, {str(number): [[5.0, 5.0, 20.0, 20.0]] for number in range(9)})
+    opened = []
+    monkeypatch.setattr(annotation_kind, "_read", lambda folder, key, *_: opened.append(key) or b"0 1 1 1 1")
+    assert kinds(tmp_path) == {"yolo": "0.txt"} and opened == ["0.txt"]
 
 
 ORDERS = [
@@ -161,6 +208,22 @@ def test_the_one_coco_file_among_other_json_files_is_read(tmp_path: Path) -> Non
         (tmp_path / name).write_text("{}")
     source, _ = read(tmp_path, None)
     assert boxes_by_name(source) == dict(zip(FILES, every, strict=True))
+
+
+def test_of_a_file_in_a_zip_no_more_is_unpacked_than_is_asked_for_and_its_end_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * 8192
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", data)
+    folder = ZipFolder(tmp_path / "set.zip", ProblemLog())
+    read_bytes = []
+    unpack = zipfile.ZipExtFile._read1
+    monkeypatch.setattr(zipfile.ZipExtFile, "_read1", lambda self, n: read_bytes.append(n) or unpack(self, n))
+    assert folder.get_range("a.json", 0, 500) == data[:500] and sum(read_bytes) < 10_000
+    assert folder.get_range("a.json", len(data) - 500, 900) == data[-500:]
+    num_reads = len(read_bytes)
+    assert folder.get_range("a.json", len(data) - 500, 900) == data[-500:] and len(read_bytes) == num_reads
 
 
 # --- our own datasets

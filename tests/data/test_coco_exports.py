@@ -21,6 +21,7 @@ from pycocotools import mask
 from data.exports import HEIGHT, NAMES, WIDTH, boxes_by_name, built, coco, draw, read, save_images, write_json
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
+from yolofleet.data import annotation, box_meaning
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.outline_box import box_of_outline
 from yolofleet.data.problems import ProblemLog
@@ -277,7 +278,35 @@ def test_a_category_id_that_is_a_name_is_matched_and_told(export: tuple[Path, Do
     assert counts == {"ids_matched": 1, "category_malformed": 1}
 
 
-@pytest.mark.parametrize("value", ["", " ", None, False, 1.5, ["red"]])
+def test_of_many_masks_beside_sound_boxes_only_some_are_decoded(
+    export: tuple[Path, Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, document = export
+    for entry in document["annotations"]:
+        entry["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+    decoded = []
+    for module in (annotation, box_meaning):
+        monkeypatch.setattr(module, "box_of_outline", lambda mask: decoded.append(mask) or box_of_outline(mask))
+    for most, step, count in ((6, 20, 6), (1, 3, 4), (0, 20, 0)):
+        monkeypatch.setattr(box_meaning, "MASKS_ALL_SEEN", most)
+        monkeypatch.setattr(box_meaning, "MASK_STEP", step)
+        decoded.clear()
+        _, counts = read(write_json(folder / "a.json", document), folder)
+        assert len(decoded) == count == counts.get("box_differs_from_outline", 0)
+
+
+@pytest.mark.parametrize(("value", "title"), [("", "2"), (" ", "2"), (None, "2"), (1.5, "1.5"), (7, "7")])
+def test_a_category_without_a_name_is_named_by_its_id_and_counted_and_a_number_is_a_name(
+    export: tuple[Path, Document], value: Any, title: str
+) -> None:
+    folder, document = export
+    document["categories"][1]["name"] = value
+    source, counts = read(write_json(folder / "a.json", document), folder)
+    assert [entry.name for entry in source.classes] == ["red", title, "blue"]
+    assert counts == ({"class_names_missing": 1} if title == "2" else {})
+
+
+@pytest.mark.parametrize("value", [False, ["red"], {}, float("nan")])
 def test_a_category_without_a_usable_name_is_refused(export: tuple[Path, Document], value: Any) -> None:
     folder, document = export
     document["categories"][1]["name"] = value

@@ -49,3 +49,11 @@ def test_names_in_many_folders_are_compared_in_a_number_of_steps_that_grows_with
     for form in ("{}", "/data/{}"):
         assert find_files([form.format(key).replace("/", "\\") for key in keys], keys) == keys
     assert num_steps <= 2 * 2 * 4 * len(keys)
+
+
+def test_keys_that_no_name_asks_for_get_no_group_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    make = file_finder.KeysByEnd.__init__
+    monkeypatch.setattr(file_finder.KeysByEnd, "__init__", lambda self, *args: groups.append(args) or make(self, *args))
+    by_end = file_finder.KeysByEnd([(["s", f"{number}.jpg"], f"s/{number}.jpg") for number in range(500)])
+    assert [group.depth for group in by_end.path(["s", "7.jpg"])] == [0, 1, 2] and len(groups) == 3

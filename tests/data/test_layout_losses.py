@@ -110,19 +110,6 @@ def test_a_folder_called_train_is_a_class_unless_another_split_is_there(tmp_path
     assert has_val or boxes_of(splits["all"]) == truth(draw(9))
 
 
-@pytest.mark.parametrize("folder", ["masks", "runs/detect/exp"])
-def test_folders_of_pictures_that_are_no_samples_are_left_out_and_counted(tmp_path: Path, folder: str) -> None:
-    images = draw(4)
-    for image in images:
-        save(image, tmp_path, f"images/{image.name}", label=f"labels/{image.name}")
-    for image in draw(3, names=lambda number: f"mask_{number}"):
-        image.save(tmp_path / folder / f"{image.name}.png")
-    save(images[0], tmp_path, "images/negative")
-    _, splits, problems = find(tmp_path)
-    assert boxes_of(splits["all"]).keys() == {*truth(images), "photo_negative"}
-    assert problems.counts["folder_without_labels"] == 3
-
-
 @pytest.mark.parametrize(
     "name", ["images/@eaDir/photo_000.jpg/x.jpg", "$RECYCLE.BIN/$R1.jpg", "lost+found/a.jpg", "SYNOPHOTO_THUMB_M.jpg"]
 )
@@ -164,8 +151,7 @@ def listed_voc(root: Path, images: list[Drawn]) -> None:
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (orphans, "label_without_image"),
-        (hashed, "label_without_image"),
+        (hashed, "label_name_unmatched"),
         (listed, "image_file_missing"),
         (listed_voc, "image_file_missing"),
     ],
@@ -176,6 +162,20 @@ def test_labels_and_listed_images_that_are_lost_count_as_losses(
     make(tmp_path / "set", draw())
     with pytest.raises(BuildError, match=rf"more than the share of 0\.5 that may be skipped; .*{kind}: "):
         shard(tmp_path / "set", tmp_path / "out")
+
+
+@pytest.mark.parametrize("are_labelled", [True, False])
+def test_masks_of_voc_hide_none_of_the_images_that_its_lists_name(tmp_path: Path, are_labelled: bool) -> None:
+    images = draw()
+    voc_devkit(tmp_path, images)
+    for image in images[::2]:
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            image.save(tmp_path / f"VOC2007/{folder}/{image.name}.png")
+    for image in [] if are_labelled else images[:1]:
+        (tmp_path / f"VOC2007/Annotations/{image.name}.xml").unlink()
+    _, splits, problems = find(tmp_path)
+    assert boxes_of(splits["trainval"]) == truth(images if are_labelled else images[1:])
+    assert not problems.counts
 
 
 def test_a_label_with_the_ending_of_its_image_is_read_and_counted(tmp_path: Path) -> None:
@@ -245,6 +245,16 @@ def test_class_names_are_found_where_the_file_is_a_list_of_them(tmp_path: Path, 
     assert boxes_of(find(tmp_path)[1]["all"]) == truth(images)
     write_lines(tmp_path / name, ["0 0.5 0.5 0.1 0.1"])
     assert find(tmp_path)[0].names_file is None
+
+
+def test_lists_that_may_be_no_class_names_are_not_taken_where_they_differ(tmp_path: Path) -> None:
+    label_img_yolo(tmp_path, draw(4))
+    (tmp_path / "classes.txt").unlink()
+    write_lines(tmp_path / "names.txt", ["Alice", "Bob", "Carol"])
+    write_lines(tmp_path / "labels.txt", ["frame 1", "frame 2", "frame 3"])
+    layout, splits, _ = find(tmp_path)
+    assert layout.names_file is None and "labels.txt, names.txt hold different lists" in " ".join(layout.notes)
+    assert splits["all"].num_boxes == 7
 
 
 @pytest.mark.parametrize("words", [("Train", "Validation"), ("train", "valid"), ("training", "dev")])

@@ -124,9 +124,8 @@ def test_classes_that_count_from_one_are_refused_with_the_cure(
     (boxes,) = save_images(folder / "images", "a.jpg")
     lines = [yolo_line(number, box) for number, box in zip(numbers, boxes, strict=False)]
     (folder / "labels" / "a.txt").write_text("\n".join(lines))
-    (folder / ("data.yaml" if how == "data.yaml" else "classes.txt")).write_text(
-        NAMES_YAML if how == "data.yaml" else NAMES_TEXT
-    )
+    files = {"found": "labels/classes.txt", "named": "classes.txt", "data.yaml": "data.yaml"}
+    (folder / files[how]).write_text(NAMES_YAML if how == "data.yaml" else NAMES_TEXT)
     with pytest.raises(UserError, match=r"count from 1: none is 0, and one is 3, too large for 3 names .*subtract 1"):
         if how == "data.yaml":
             read(folder / "data.yaml", None)
@@ -141,6 +140,47 @@ def test_a_class_that_no_name_covers_is_counted_where_classes_may_count_from_zer
     (boxes,) = save_images(folder / "images", "a.jpg")
     lines = [yolo_line(number, box) for number, box in zip(numbers, boxes, strict=False)]
     (folder / "labels" / "a.txt").write_text("\n".join(lines))
-    (folder / "classes.txt").write_text(NAMES_TEXT)
+    (folder / "labels" / "classes.txt").write_text(NAMES_TEXT)
     counts = read(folder / "labels", folder / "images")[1]
     assert counts.get("category_unknown", 0) == sum(number > 2 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("files", "counts"),
+    [
+        ({"data.yaml": "train: other/images\nnames: [ship, boat, car]\n"}, {}),
+        ({"data.yaml": "path: ../other\ntrain: train.txt\nnames: [ship, boat, car]\n", "train.txt": "other/a.jpg"}, {}),
+        ({"data.yaml": "train: mine\nnames: [ship]\n"}, {"class_names_ignored": 1}),
+        ({"classes.txt": "ship\n"}, {"class_names_ignored": 1}),
+        ({"classes.txt": "ship\nboat\n"}, {"class_names_ignored": 1}),
+        ({"one.names": "ship\nboat\ncar\n", "two.names": "red\ngreen\nblue\n"}, {}),
+        ({"mine/names.txt": "Alice\n"}, {"class_names_ignored": 1}),
+        ({"mine/names.txt": "Alice\nBob\nCarol\n", "mine/labels.txt": "1\n2\n3\n"}, {"class_names_ignored": 1}),
+    ],
+)
+def test_names_of_another_dataset_are_not_taken(folder: Path, files: dict[str, str], counts: dict[str, int]) -> None:
+    (boxes,) = save_images(folder / "mine", "a.jpg")
+    save_labels(folder / "mine", {"a": boxes})
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    source, found = read(folder / "mine", folder / "mine")
+    assert [entry.name for entry in source.classes] == ["0", "1", "2"]
+    assert found == {"class_names_missing": 1, **counts} and len(source.records[0].boxes) == len(boxes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: mine",
+        "train: ../mine/images",
+        "train: [/home/me/mine/train]",
+        "path: /home/me/mine\nval: images",
+        "val: val.txt",
+    ],
+)
+def test_the_names_of_a_description_that_leads_to_the_labels_are_taken(folder: Path, text: str) -> None:
+    save_labels(folder / "mine", {"a": save_images(folder / "mine", "a.jpg")[0]})
+    (folder / "val.txt").write_text("./mine/a.jpg\n")
+    (folder / "data.yaml").write_text(f"{text}\nnames: [red, green, blue]\n")
+    source, counts = read(folder / "mine", folder / "mine")
+    assert [entry.name for entry in source.classes] == list(NAMES) and counts == {"class_names_found": 1}

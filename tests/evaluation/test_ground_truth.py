@@ -140,7 +140,11 @@ def test_a_box_without_an_area_is_an_object_that_nothing_finds_as_in_pycocotools
     ]
     (tmp_path / "truth.json").write_text(json.dumps(document))
     (kept,) = read_ground_truth(tmp_path / "truth.json").document["annotations"]
-    assert (kept["bbox"], kept["area"]) == ([0, 0, 0, 0], 0)
+    assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([0, 0, 0, 0], 0, 0)
+    document["annotations"][0] |= {"area": 2500.0, "iscrowd": 1}
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (kept,) = read_ground_truth(tmp_path / "truth.json").document["annotations"]
+    assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([0, 0, 0, 0], 2500, 1)
 
 
 def test_a_turned_box_ends_at_the_edge_of_its_image_as_in_shards(tmp_path: Path) -> None:
@@ -161,6 +165,16 @@ def test_boxes_that_are_corners_are_doubted_however_many_there_are(tmp_path: Pat
         truth = read_ground_truth(tmp_path / "truth.json")
         assert "truth_boxes_look_like_corners" in {note.kind for note in truth.notes}
         assert truth.document == document
+
+
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_an_entry_that_is_listed_twice_counts_once_and_is_noted(tmp_path: Path, key: str) -> None:
+    document, _ = random_problem(2)
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({**document, key: [*document[key], *document[key][:2]]}))
+    truth = read_ground_truth(path)
+    assert truth.document == document
+    assert [(note.kind, note.count) for note in truth.notes] == [(f"truth_{key}_repeated", 2)]
 
 
 def test_a_category_without_a_name_is_named_by_its_id(tmp_path: Path) -> None:

@@ -154,6 +154,12 @@ def test_what_the_names_of_a_box_say_is_doubted_and_can_be_overruled(tmp_path: P
     assert read(tmp_path, wrong, box_format="xywh")[0].boxes.tolist() == [r["bbox"] for r in best]
 
 
+def test_lists_beside_the_box_of_a_record_do_not_replace_it(tmp_path: Path) -> None:
+    beside = [{**record, "boxes": [[1, 2, 3, 4]], "labels": [3], "scores": [0.5]} for record in PLAIN]
+    found, notes = read(tmp_path, beside)
+    assert found.records() == PLAIN and notes == []
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

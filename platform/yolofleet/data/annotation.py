@@ -62,7 +62,7 @@ class CleanBox:
     is_crowd: bool
     segmentation: Segmentation
     outline_box: Box | None
-    """The box around the segmentation, in pixels of the image."""
+    """The box around the segmentation, in pixels of the image; None where it is an RLE that nothing follows from."""
     repairs: tuple[str, ...]
 
 
@@ -80,27 +80,32 @@ def clean_numbers(annotation: dict[str, Any], size: tuple[int, int] = (0, 0)) ->
     segmentation, is_sound = clean_segmentation(annotation.get("segmentation"))
     if not is_sound:
         repairs.append("segmentation_malformed")
-    outline = box_of_outline(segmentation)
     own_size = mask_size(segmentation)
     is_of_other_size = own_size is not None and all(size) and own_size != size
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    degrees = float(rotation) if is_number(rotation) and abs(rotation) <= MOST_DEGREES else 0.0
+    wrong: BoxProblem | None = None
+    try:
+        box = _sound_box(annotation.get("bbox"))
+    except BoxProblem as problem:
+        wrong = problem
+    is_rle_aside = own_size is not None and not (is_of_other_size or degrees or wrong)  # decoding it takes long
+    outline = None if is_rle_aside else box_of_outline(segmentation)
     if own_size is not None and is_of_other_size:
         repairs.append("mask_of_other_size")
         segmentation = None
         outline = None if outline is None else scaled_box(outline, own_size, size)
-    try:
-        box = _sound_box(annotation.get("bbox"))
-    except BoxProblem as problem:
+    if wrong is not None:
         if outline is None and is_of_other_size:
-            seen = f"{problem}; the RLE is of {own_size}, the image of {size}"
-            raise BoxProblem("box_mask_of_other_shape", seen) from None
+            seen = f"{wrong}; the RLE is of {own_size}, the image of {size}"
+            raise BoxProblem("box_mask_of_other_shape", seen)
         if outline is None:
-            raise
+            raise wrong
         box = _sound_box(outline)
         repairs.append("box_from_outline")
-    attributes = annotation.get("attributes")
-    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
-    if is_number(rotation) and rotation and abs(rotation) <= MOST_DEGREES and "box_from_outline" not in repairs:
-        turned = rotated_box(box, float(rotation))
+    elif degrees:
+        turned = rotated_box(box, degrees)
         # Where there is an outline, it tells whether the box around it is turned already.
         if outline is None or overlap(turned, outline) > overlap(box, outline):
             box = turned

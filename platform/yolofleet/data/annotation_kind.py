@@ -6,13 +6,15 @@ ends are read, and only some files of each ending.
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.text import decode_text
-from yolofleet.data.file_finder import beside, without_type
+from yolofleet.data.file_finder import without_type
 from yolofleet.data.file_tree import SPLIT_WORDS
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.yolo_lines import BOX_NUMBERS
@@ -27,6 +29,7 @@ END_BYTES = 256 << 10
 MOST_UNPACKED_BYTES = 1 << 20
 LABEL_BYTES = 4096
 MARK_BYTES = 256
+TAR_HEAD_BYTES = 8192
 _DATASET_MARK = b'"yolofleet-dataset"'
 _NOTE_MARK = b'"plan"'
 _LISTS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
@@ -37,7 +40,7 @@ _PANOPTIC, _CAPTION = b'"segments_info"', b'"caption"'
 
 def is_no_label(key: str) -> bool:
     """Return whether the name of a text file is that of names, of a list of images, or of words about a dataset."""
-    stem = without_type(key.rpartition("/")[2]).lower()
+    stem = without_type(_last(key)).lower()
     return stem in NO_LABEL_STEMS or stem.startswith("readme")
 
 
@@ -73,33 +76,36 @@ def _can_be_source(key: str) -> bool:
 def kinds_of(folder: Storage, files: Sequence[ObjectInfo]) -> dict[str, str]:
     """Return the kinds of annotations in a folder, each with a file that shows it.
 
-    Several are only those that content shows: a COCO file, label lines, a VOC file. Where it shows none, one kind is
-    named by the names of the files, so that its reader says what is wrong with them; none at all where they say
-    nothing.
+    Several are only those that content shows: a COCO file, label lines, a VOC file, and shards where no other images
+    lie. Where it shows none, one kind is named by the names of the files, so that its reader says what is wrong with
+    them; none at all where they say nothing.
     """
     usable = [entry for entry in files if not is_litter(entry.key)]
-    texts = [entry for entry in usable if entry.key.lower().endswith(".txt")]
-    documents = [entry for entry in usable if entry.key.lower().endswith(".xml")]
-    jsons = [entry for entry in usable if entry.key.lower().endswith(COCO_ENDINGS)]
+    texts, documents, jsons, archives = (
+        [entry for entry in usable if entry.key.lower().endswith(endings)]
+        for endings in (".txt", ".xml", COCO_ENDINGS, ".tar")
+    )
+    images = [_last(entry.key) for entry in usable if is_image_name(entry.key)]
+    names = {form for name in images for form in (name, without_type(name))}
+    labels = [entry for entry in texts if without_type(_last(entry.key)) in names]  # others may be any numbers
     shown = {
-        "coco": coco_files(folder, jsons, most=1),
-        "yolo": [entry for entry in _some(texts) if _is_label(folder, entry)][:1],
-        "voc": [entry for entry in _some(documents) if _is_voc(folder, entry)][:1],
+        "coco": next(iter(coco_files(folder, jsons, most=1)), None),
+        "yolo": _first(folder, labels if images else texts, _is_label),
+        "voc": _first(folder, documents, _is_voc),
+        "webdataset": None if images else _first(folder, archives, _is_shard),
     }
-    if kinds := {kind: found[0].key for kind, found in shown.items() if found}:
+    if kinds := {kind: entry.key for kind, entry in shown.items() if entry is not None}:
         return kinds
-    images = [entry.key for entry in usable if is_image_name(entry.key)]
-    stems = {stem for key in images for path in (key, without_type(key)) for stem in (path, _with_labels(path))}
-    by_name = {
-        "yolo": [entry.key for entry in texts if without_type(entry.key) in stems],
-        "webdataset": [entry.key for entry in usable if entry.key.lower().endswith(".tar")],
-        "voc": [entry.key for entry in documents],
-    }
-    others = [entry.key for entry in texts if not is_no_label(entry.key)]
-    for kind, keys in (*by_name.items(), ("yolo", [] if jsons else others), ("coco", [entry.key for entry in jsons])):
-        if keys:
-            return {kind: keys[0]}
-    return {}
+    of_other_names = _first(folder, texts, _is_label) if images else None
+    by_name = [
+        ("yolo", labels),
+        ("webdataset", archives),
+        ("yolo", [] if of_other_names is None else [of_other_names]),
+        ("voc", documents),
+        ("yolo", [] if jsons else [entry for entry in texts if not is_no_label(entry.key)]),
+        ("coco", jsons),
+    ]
+    return next(({kind: entries[0].key} for kind, entries in by_name if entries), {})
 
 
 def coco_files(folder: Storage, files: Sequence[ObjectInfo], *, most: int = MOST_FILES_SEEN) -> list[ObjectInfo]:
@@ -139,14 +145,26 @@ def _is_voc(folder: Storage, entry: ObjectInfo) -> bool:
     return "<annotation" in text and "<annotations" not in text
 
 
-def _some(files: Sequence[ObjectInfo]) -> Sequence[ObjectInfo]:
-    """Return files with content, spread over all of them."""
+def _is_shard(folder: Storage, entry: ObjectInfo) -> bool:
+    """Return whether a tar begins with a file, as shards do; one that begins with a folder is a packed folder."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(_head(folder, entry, TAR_HEAD_BYTES)), mode="r:") as archive:
+            first = archive.next()
+    except (tarfile.TarError, ValueError, OverflowError, OSError):
+        return False
+    return first is not None and first.isfile()
+
+
+def _first(
+    folder: Storage, files: Sequence[ObjectInfo], shows: Callable[[Storage, ObjectInfo], bool]
+) -> ObjectInfo | None:
+    """Return a file that shows something; files with content are looked at, spread over all, until one does."""
     full = [entry for entry in files if entry.size_bytes]
-    return full[:: 1 + len(full) // MOST_FILES_SEEN]
+    return next((entry for entry in full[:: 1 + len(full) // MOST_FILES_SEEN] if shows(folder, entry)), None)
 
 
-def _with_labels(path: str) -> str:
-    return beside(path, "images", "labels")
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _ends(folder: Storage, entry: ObjectInfo) -> bytes:

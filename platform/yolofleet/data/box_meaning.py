@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import plural
 from yolofleet.data.annotation import THINNEST_BOX_PIXELS, CleanBox
-from yolofleet.data.outline_box import Box, overlap
+from yolofleet.data.outline_box import Box, box_of_outline, overlap
 from yolofleet.data.problems import ProblemLog
 
 LEAST_SHARES = 0.5
@@ -22,6 +22,9 @@ LEAST_CORNER_SHARE = 0.5
 LEAST_OVERLAP = 0.5
 """IoU of a box and the one around its outline below which they contradict each other."""
 FITTING_OVERLAP = 0.8
+MASKS_ALL_SEEN = 2000
+MASK_STEP = 20
+"""So many RLEs are compared with their boxes, and then one of so many."""
 FEWEST_PERCENTS = 10
 SHORTEST_SIDE_OF_PERCENTS = 120
 """Boxes that all lie in the first 100 pixels of larger images look like percents, if there are several."""
@@ -32,6 +35,7 @@ class BoxMeaning:
     """What the boxes of a COCO file look like, counted while they are read."""
 
     num_boxes: int = 0
+    num_masks: int = 0
     num_of_shares: int = 0
     num_like_percents: int = 0
     num_like_corners: int = 0
@@ -42,7 +46,15 @@ class BoxMeaning:
         self.num_of_shares += is_of_shares(clean.box)
         self.num_like_percents += _looks_like_percents(clean.box, size)
         self.num_like_corners += _looks_like_corners(clean, size)
-        return _contradiction(clean.box, clean.outline_box)
+        return _contradiction(clean.box, self._outline(clean))
+
+    def _outline(self, clean: CleanBox) -> Box | None:
+        """Return the box around an outline; of many RLEs only for some, because decoding one takes long."""
+        if clean.outline_box is not None or not isinstance(clean.segmentation, dict):
+            return clean.outline_box
+        self.num_masks += 1
+        is_seen = self.num_masks <= MASKS_ALL_SEEN or self.num_masks % MASK_STEP == 0
+        return box_of_outline(clean.segmentation) if is_seen else None
 
     def tell(self, name: str, problems: ProblemLog) -> None:
         """Count what most boxes look like.

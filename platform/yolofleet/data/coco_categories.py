@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -21,14 +22,14 @@ def read_categories(entries: list[Any], name: str) -> dict[Identity, dict[str, A
         name: Name of the file in messages.
 
     Raises:
-        AnnotationError: One has no id, that of another, or a name that is none; or there is none.
+        AnnotationError: One has no id, that of another, or a name that is no text or number; or there is none.
     """
     categories: dict[Identity, dict[str, Any]] = {}
     for category in entries:
         identity = identity_of(category.get("id")) if isinstance(category, dict) else None
         if identity is None or (isinstance(identity, int) and identity < 0):
             raise AnnotationError(f"{name}: categories: {short(category)} needs an 'id' that is a number from 0 on")
-        if not title_of(category).strip():
+        if not title_of(category):
             raise AnnotationError(
                 f"{name}: categories: the name of id {short(identity)} is {short(category['name'])}; write its name as "
                 "text, in quotes"
@@ -63,6 +64,8 @@ def classes_of(
         if (title := title_of(category)) in titles:
             problems.add("category_duplicate_name", f"{name}: {short(title)} (id {short(identity)})")
         titles.add(title)
+        if not _has_name(category):
+            problems.add("class_names_missing", f"{name}: category {short(identity)} has no name; write it there")
     if all(is_whole(identity) for identity in categories):
         return {identity: ObjectClass(int(identity), title_of(categories[identity])) for identity in sorted(categories)}
     problems.add("category_ids_renumbered", f"{name}: {short(list(categories))}")
@@ -83,8 +86,16 @@ def _root(categories: dict[Identity, dict[str, Any]]) -> Identity | None:
 
 def title_of(category: dict[str, Any]) -> str:
     """Return the name of a category, or its id where it has no name; nothing where the name is no text or number."""
-    title = category["name"] if "name" in category else str(identity_of(category["id"]))
-    return clean_text(title) if isinstance(title, str) else str(title) if is_whole(title) else ""
+    if not _has_name(category):
+        return str(identity_of(category["id"]))
+    title = category["name"]
+    is_of_number = is_whole(title) or (isinstance(title, float) and math.isfinite(title))
+    return clean_text(title) if isinstance(title, str) else str(title) if is_of_number else ""
+
+
+def _has_name(category: dict[str, Any]) -> bool:
+    name = category.get("name")
+    return name is not None and not (isinstance(name, str) and not name.strip())
 
 
 def clean_text(text: str) -> str:

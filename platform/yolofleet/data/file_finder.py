@@ -9,7 +9,6 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
@@ -55,6 +54,10 @@ def find_files(names: Sequence[str], keys: Collection[str]) -> list[str | None]:
     return [found[name] for name in names]
 
 
+Entry = tuple[list[str], str]
+"""The parts of a key, and the key."""
+
+
 class KeysByEnd:
     """Keys that agree in their last parts; they are distinguished by the part before these, where one asks for that.
 
@@ -65,29 +68,43 @@ class KeysByEnd:
         depth: Last parts that agree.
     """
 
-    def __init__(self, entries: list[tuple[list[str], str]], depth: int = 0) -> None:
+    __slots__ = ("_groups", "_whole", "depth", "entries")
+
+    def __init__(self, entries: list[Entry], depth: int = 0) -> None:
         self.entries = entries
         self.depth = depth
+        self._whole: list[str] | None = None
+        self._groups: dict[str, list[Entry] | KeysByEnd] | None = None
 
-    @cached_property
+    @property
     def whole(self) -> list[str]:
         """The keys that have no other parts than those that agree."""
-        return [key for parts, key in self.entries if len(parts) == self.depth]
-
-    @cached_property
-    def _by_part(self) -> dict[str, KeysByEnd]:
-        groups: defaultdict[str, list[tuple[list[str], str]]] = defaultdict(list)
-        for parts, key in self.entries:
-            if len(parts) > self.depth:
-                groups[parts[-1 - self.depth]].append((parts, key))
-        return {part: KeysByEnd(entries, self.depth + 1) for part, entries in groups.items()}
+        if self._whole is None:
+            self._whole = [key for parts, key in self.entries if len(parts) == self.depth]
+        return self._whole
 
     def path(self, parts: Sequence[str]) -> Iterator[KeysByEnd]:
         """Yield the keys that agree with one more of a name's last parts each time, from all keys on."""
         group: KeysByEnd | None = self
         while group is not None:
             yield group
-            group = group._by_part.get(parts[-1 - group.depth]) if group.depth < len(parts) else None
+            group = group._with(parts[-1 - group.depth]) if group.depth < len(parts) else None
+
+    def _with(self, part: str) -> KeysByEnd | None:
+        """Return the keys with this part before those that agree; groups are made where they are asked for."""
+        if self._groups is None:
+            groups: defaultdict[str, list[Entry]] = defaultdict(list)
+            for entry in self.entries:
+                if len(entry[0]) > self.depth:
+                    groups[entry[0][-1 - self.depth]].append(entry)
+            self._groups = {**groups}
+        group = self._groups.get(part)
+        if isinstance(group, list):
+            found = KeysByEnd(group, self.depth + 1)
+            if len(group) > 1:  # that of a single key is made again as quickly
+                self._groups[part] = found
+            return found
+        return group
 
 
 def _matches(names: list[str], keys: Collection[str]) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
     "trainval": "trainval",
 }
+WHOLE_SPLIT_WORDS = ("dev", "trn")
+"""Words that say something else in longer names, such as ``dev_labels``."""
 MOST_ALIKE = 8
 """Labels of one name in other letters among which that of a split is looked for."""
 IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "image", "imgs", "img", "data")
@@ -35,10 +37,22 @@ LABEL_FOLDERS = ("labels", "Labels", "Annotations", "annotations", "label", "ann
 def split_of(path: str) -> str | None:
     """Return the split that a path speaks of (train, val, test, trainval); its last part that names one decides."""
     for part in reversed(path.split("/")):
-        found = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS}
+        words = set(re.split(r"[^a-z]+", part.lower())) & SPLIT_WORDS.keys()
+        whole = part.lower().partition(".")[0]
+        found = {SPLIT_WORDS[word] for word in words if word not in WHOLE_SPLIT_WORDS or word == whole}
         if len(found) == 1:
             return found.pop()
     return None
+
+
+def folder_of(key: str) -> str:
+    """Return the folder of a file, without a slash behind it."""
+    return key.rpartition("/")[0]
+
+
+def name_of(key: str) -> str:
+    """Return the name of a file in small letters, without its folders and its ending."""
+    return without_type(key).rpartition("/")[2].lower()
 
 
 def without_split(path: str) -> str:

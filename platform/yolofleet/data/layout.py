@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from yolofleet.core.text import plural
-from yolofleet.data.file_tree import split_of
+from yolofleet.data.file_tree import IMAGE_FOLDERS, common_folder, folder_of, name_of, split_of
 
 Form = Literal["COCO", "YOLO", "VOC"]
 
@@ -68,3 +68,43 @@ def by_folder(images: Sequence[str], labelled: Set[str], notes: list[str]) -> di
         images_are = plural(len(rest), "image is", "images are")
         notes.append(f"{images_are} in no folder of a split, and left out, such as {rest[0]}")
     return splits
+
+
+def no_samples(images: Sequence[str], labelled: Set[str]) -> list[str]:
+    """Return the images of folders without a label that lie apart from the labelled ones or repeat their names (masks).
+
+    The others in such folders are samples without objects: ``images/background``, ``images/train/negative``.
+    """
+    folders = {folder_of(image) for image in images if image in labelled}
+    if not folders:
+        return []  # all that is there for training
+    parts = common_folder([f"{folder}/" if folder else "" for folder in folders]).split("/")[:-1]
+    ends = [end for end, part in enumerate(parts, 1) if part in IMAGE_FOLDERS or split_of(part) is not None]
+    inside = "".join(f"{part}/" for part in parts[: max(ends, default=len(parts))])
+    num_of_name = Counter(name_of(image) for image in images if image in labelled)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for image in images:
+        if folder_of(image) not in folders:
+            groups[folder_of(image)].append(image)
+    return [
+        image
+        for group in groups.values()
+        if not group[0].startswith(inside) or all(num_of_name[name_of(image)] == 1 for image in group)
+        for image in group
+    ]
+
+
+def distinct(splits: dict[str, Part], notes: list[str]) -> dict[str, Part]:
+    """Return the splits; one that holds the same images as another is left out, and images in two are noted."""
+    kept: dict[str, Part] = {}
+    for split, part in splits.items():
+        same = next((other for other, found in kept.items() if found.images == part.images), None)
+        if same is not None:
+            notes.append(f"{split} has the same images as {same}, and is left out")
+            continue
+        for other, found in kept.items():
+            if shared := found.images.keys() & part.images.keys():
+                images_are = plural(len(shared), "image is", "images are")
+                notes.append(f"{images_are} in {other} and in {split}, such as {min(shared)}")
+        kept[split] = part
+    return kept

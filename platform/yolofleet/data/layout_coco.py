@@ -55,6 +55,7 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     alone = sorted(set(files) - set(labels.values()))
     named_by = _named_by(tree, read, alone)
     labelled = labels.keys() | named_by.keys()
+    with_labels = FileTree(labelled)  # an image and its mask in SegmentationClass have one name
     notes: list[str] = []
     lists = [key for key in tree.ending(".txt") if "ImageSets/" in key]
     lists = [key for key in lists if "ImageSets/Main/" in key] or lists
@@ -63,8 +64,8 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     for key in lists:
         split = SPLIT_WORDS.get(without_type(key).rpartition("/")[2].lower())
         if split is not None:
-            listed, lost = _images_of_names(tree, read, key)
-            groups[split] += [image for image in listed if image in labelled]
+            listed, lost = _images_of_names(tree, with_labels, read, key)
+            groups[split] += listed
             missing[split] += lost
     if not any(groups.values()):
         groups = defaultdict(list, by_folder(tree.images, labelled, notes))
@@ -124,11 +125,12 @@ def _folder(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _images_of_names(tree: FileTree, read: Read, key: str) -> tuple[list[str], list[str]]:
-    """Return the images that a list of ImageSets names, and the names without an image."""
+def _images_of_names(tree: FileTree, with_labels: FileTree, read: Read, key: str) -> tuple[list[str], list[str]]:
+    """Return the labelled images that a list of ImageSets names, and the names without an image."""
     lines = (line.strip() for line in decode_text(read(key), errors="replace").splitlines())
     names = "\n".join(_name_of_line(tree, line) for line in lines if line)
-    return tree.images_of_list(key, lambda _: names.encode())
+    found, missing = with_labels.images_of_list(key, lambda _: names.encode())
+    return found, [name for name in missing if not tree.has_name(name)]
 
 
 def _name_of_line(tree: FileTree, line: str) -> str:

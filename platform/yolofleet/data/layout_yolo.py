@@ -16,8 +16,8 @@ from yolofleet.core.text import and_more, decode_text, plural, short
 from yolofleet.data.annotation_kind import is_label_text, is_no_label
 from yolofleet.data.class_names import YAML_ENDINGS, parse_class_names
 from yolofleet.data.file_finder import beside, without_type
-from yolofleet.data.file_tree import SPLIT_WORDS, FileTree, Read, pair_labels, split_of
-from yolofleet.data.layout import Layout, Part, by_folder
+from yolofleet.data.file_tree import SPLIT_WORDS, FileTree, Read, folder_of, name_of, pair_labels, split_of
+from yolofleet.data.layout import Layout, Part, by_folder, distinct, no_samples
 from yolofleet.data.source_folder import is_image_name
 from yolofleet.data.yolo_dataset import SPLITS
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml
@@ -151,7 +151,7 @@ def _named_images(
         # Without images of its own for validation, a set is split; but these are there, under another name.
         raise UserError(f"{folder}/{key}: {lost[0]} has no image where it says; {'; '.join(notes)}; correct its paths")
     notes += _not_used(labels, used)
-    splits = _with_labels_alone(_distinct(splits, notes), labels, files, notes)
+    splits = _with_labels_alone(distinct(splits, notes), labels, files, notes)
     return Layout("YOLO", key, splits, names_file, tuple(notes))
 
 
@@ -161,28 +161,21 @@ def find_labels(tree: FileTree, read: Read, named: str | None, folder: str) -> L
     labels = pair_labels(tree.images, files)
     if not labels:
         return None
-    names_file = _names_file(tree, read, labels, folder)
     notes: list[str] = []
+    names_file = _names_file(tree, read, labels, folder, notes)
     lists = _lists(tree, read, set(labels.values()), notes)
     if "train" in lists:
         layout = _named_images(tree, read, lists["train"], lists, [""], names_file, folder)
         return replace(layout, notes=(*notes, *layout.notes))
     splits = {}
-    labelled_folders = {_folder(image) for image in labels}
     for split, images in by_folder(tree.images, labels.keys(), notes).items():
-        left_out = [image for image in images if _folder(image) not in labelled_folders]
-        if len(left_out) == len(images):
-            left_out = []  # all that is there for training
+        left_out = no_samples(images, labels.keys())
         kept = sorted(set(images).difference(left_out))
         splits[split] = replace(_yolo_part(kept, labels), left_out=tuple(left_out))
     first = next(iter(labels.values()))
     notes += _not_used(labels, {image for part in splits.values() for image in part.images})
     splits = _with_labels_alone(splits, labels, files, notes)
     return Layout("YOLO", first.rpartition("/")[0] or first, splits, names_file, tuple(notes))
-
-
-def _folder(key: str) -> str:
-    return key.rpartition("/")[0]
 
 
 def _label_files(tree: FileTree, read: Read) -> list[str]:
@@ -215,7 +208,7 @@ def _lists(tree: FileTree, read: Read, labels: Collection[str], notes: list[str]
     return {}
 
 
-def _names_file(tree: FileTree, read: Read, labels: dict[str, str], folder: str) -> str | None:
+def _names_file(tree: FileTree, read: Read, labels: dict[str, str], folder: str, notes: list[str]) -> str | None:
     """Return the file with the class names of all labels; of several that agree, the longest.
 
     Raises:
@@ -235,6 +228,9 @@ def _names_file(tree: FileTree, read: Read, labels: dict[str, str], folder: str)
     longest = max(files, key=lambda key: len(lists[key]))
     for key in files:
         for number, (one, other) in enumerate(zip(lists[longest], lists[key], strict=False)):
+            if one != other and files is groups[1]:
+                notes.append(f"{and_more(files, 5)} hold different lists, so that none is taken for class names")
+                return None
             if one != other:
                 raise UserError(
                     f"{folder}: class {number} is {short(one)} in {longest} and {short(other)} in {key}, and one list "
@@ -274,17 +270,17 @@ def _not_used(labels: dict[str, str], used: set[str]) -> list[str]:
 def _with_labels_alone(
     splits: dict[str, Part], labels: dict[str, str], files: Sequence[str], notes: list[str]
 ) -> dict[str, Part]:
-    """Return the splits with label files that have no image, whose lines are counted as lost where they are read.
+    """Return the splits with label files that have no image, which are counted where they are read.
 
     Those of a split that is not here, and those of a folder of other labels of the same images, are noted.
     """
-    label_folders = {_folder(label) for label in labels.values()}
-    names = {without_type(image).rpartition("/")[2].lower() for image in labels}
+    label_folders = {folder_of(label) for label in labels.values()}
+    names = {name_of(image) for image in labels}
     alone: defaultdict[str, dict[str, str]] = defaultdict(dict)
     others = []
     for key in sorted(set(files).difference(labels.values())):
-        own = split_of(_folder(key))
-        is_second = _folder(key) not in label_folders and without_type(key).rpartition("/")[2].lower() in names
+        own = split_of(folder_of(key))
+        is_second = folder_of(key) not in label_folders and name_of(key) in names
         if is_second or (own is not None and own not in splits and "all" not in splits):
             others.append(key)
         else:
@@ -296,19 +292,3 @@ def _with_labels_alone(
         split: replace(part, labels={**alone[split], **part.labels}) if split in alone else part
         for split, part in splits.items()
     }
-
-
-def _distinct(splits: dict[str, Part], notes: list[str]) -> dict[str, Part]:
-    """Return the splits; one that holds the same images as another is left out, and images in two are noted."""
-    kept: dict[str, Part] = {}
-    for split, part in splits.items():
-        same = next((other for other, found in kept.items() if found.images == part.images), None)
-        if same is not None:
-            notes.append(f"{split} has the same images as {same}, and is left out")
-            continue
-        for other, found in kept.items():
-            if shared := found.images.keys() & part.images.keys():
-                images_are = plural(len(shared), "image is", "images are")
-                notes.append(f"{images_are} in {other} and in {split}, such as {min(shared)}")
-        kept[split] = part
-    return kept

@@ -81,6 +81,9 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "ids_matched": ProblemKind(
         "repair", "annotations refer to ids by other numbers or by names; a single match is used"
     ),
+    "annotations_of_other_kind": ProblemKind(
+        "note", "a folder holds annotations of another kind as well, which are not read; --format chooses"
+    ),
     "annotation_malformed": ProblemKind("drop", "an annotation is not an object with an image_id"),
     "annotation_without_image": ProblemKind("drop", "an annotation belongs to an image that is not listed"),
     "annotation_duplicate_id": ProblemKind("repair", "two annotations have the same id; both are kept and renumbered"),
@@ -142,9 +145,15 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
     "key_points_left_out": ProblemKind("note", "a label line holds a box and more (key points?); its box is used"),
     "key_points_unclear": ProblemKind("note", "label lines may hold key points; read as polygons (see kpt_shape)"),
-    "label_without_image": ProblemKind("drop", "the lines of a label file that belongs to no image"),
+    "label_without_image": ProblemKind("note", "a label file belongs to no image"),
+    "label_name_unmatched": ProblemKind(
+        "drop", "the lines of label files that have no image's name, while most images have no label; rename them"
+    ),
     "class_names_found": ProblemKind("info", "the class names are read from a file that lies with the labels"),
-    "class_names_missing": ProblemKind("info", "no class has a name, so its number is used; --classes names them"),
+    "class_names_ignored": ProblemKind(
+        "note", "a file seems to hold names, but not of these labels; name it with --classes if it is meant"
+    ),
+    "class_names_missing": ProblemKind("info", "a class has no name, so its number is used; --classes names them"),
     "split_missing": ProblemKind("note", "data.yaml names a split, and no image of it is there; the others are read"),
     "class_names_repeated": ProblemKind("note", "two classes have the same name; they stay two classes"),
     "label_file_too_large": ProblemKind("drop", "a label file has more bytes than labels of an image can have"),
@@ -167,7 +176,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
 MOST_CROWD_SHARE = 0.5
 LOSSES_OF_BOXES = (
     *(kind for kind in PROBLEM_KINDS if kind.startswith(("box_", "category_", "annotation_"))),
-    *("objects_all_crowds", "label_line_malformed", "label_without_image"),
+    *("objects_all_crowds", "label_line_malformed", "label_name_unmatched"),
 )
 LOSSES_OF_BOXES = tuple(kind for kind in LOSSES_OF_BOXES if PROBLEM_KINDS[kind].outcome == "drop")
 

@@ -1,6 +1,7 @@
 """Reading the annotations that a user named: COCO, YOLO, VOC, tar shards, or a kind of source that a plugin adds.
 
-A folder is of the built-in kind that its files show (`annotation_kind`); one that shows two is refused.
+A folder is of the built-in kind that its files show (`annotation_kind`). Of several, the one that was registered last
+is read, and the others are reported.
 """
 
 from __future__ import annotations
@@ -214,20 +215,21 @@ def read_source(
     """
     source = SOURCES.get(source_format) if source_format != "auto" else None
     annotations = Annotations.open(url, problems, follow_links=follow_links)
-    return (source or _detect(annotations)).read(annotations, images, class_names, problems)
+    return (source or _detect(annotations, problems)).read(annotations, images, class_names, problems)
 
 
-def _detect(annotations: Annotations) -> Source:
+def _detect(annotations: Annotations, problems: ProblemLog) -> Source:
     """Return the kind of annotations; kinds that plugins add come first, as COCO takes any single file."""
     sources = SOURCES.items()
     found = next((name for name in reversed(sources) if sources[name].detect(annotations)), None)
     if found is None:
         forms = "; ".join(source.form for source in sources.values())
         raise UserError(f"{annotations.url}: {_why_none(annotations)}. A source is one of: {forms}")
-    if annotations.is_folder and found in annotations.kinds and len(annotations.kinds) > 1:
-        seen = " and of ".join(f"{kind.upper()} ({key})" for kind, key in annotations.kinds.items())
-        cure = " or ".join(f"--format {kind}" for kind in annotations.kinds)
-        raise UserError(f"{annotations.url}: holds annotations of {seen}; say which are meant with {cure}")
+    if annotations.is_folder and found in annotations.kinds:
+        seen = f"{annotations.url}: {found.upper()} ({annotations.kinds[found]}) is read"
+        for kind, key in annotations.kinds.items():
+            if kind != found:
+                problems.add("annotations_of_other_kind", f"{seen}, not {kind.upper()} ({key}); or --format {kind}")
     return sources[found]
 
 

@@ -7,18 +7,16 @@ The label of an image has its name, in the same sub-folder, or in ``labels`` whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import decode_text, plural
-from yolofleet.data.annotation_kind import is_no_label
 from yolofleet.data.check import ROUNDING_PIXELS
 from yolofleet.data.class_names import ClassNames
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, exif_orientation, image_size
-from yolofleet.data.file_finder import beside, find_files, without_type
 from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass, Outlines, Segmentation, boxes_inside
@@ -26,6 +24,7 @@ from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import ImageStore, SourceDataset, SplitFiles, read_image_file
 from yolofleet.data.yolo_lines import LabelLine, key_point_numbers, look_like_corners, parse_line, sound_lines
 from yolofleet.data.yolo_names import find_class_names
+from yolofleet.data.yolo_pairs import labels_alone, pair
 from yolofleet.storage import ObjectInfo
 
 LONGEST_LABEL_BYTES = 4 << 20
@@ -89,11 +88,11 @@ def read_yolo_splits(splits: Sequence[SplitFiles], class_names: list[str] | None
         UserError: A split has no image, or there is no class, or labels count classes from 1.
     """
     parts = [_labels(split) for split in splits]
-    for part in parts:
-        labels = frozenset(part.file_of.values())
-        class_names = class_names or find_class_names(part.split.annotations, labels, part.split.problems)
-    stated = class_names.key_points if isinstance(class_names, ClassNames) else None
     every = [line for part in parts for lines in part.lines.values() for line in lines]
+    highest = max((line.category for line in every), default=-1)
+    for part in parts:
+        class_names = class_names or find_class_names(part.split, frozenset(part.file_of.values()), highest)
+    stated = class_names.key_points if isinstance(class_names, ClassNames) else None
     _refuse_classes_from_one(every, class_names, splits[0].annotations.url)
     numbers = stated or key_point_numbers(every, splits[0].annotations.url, splits[0].problems)
     usable = [
@@ -128,8 +127,8 @@ def _labels(split: SplitFiles) -> _Labels:
         cause = split.problems.reasons() or "name the folder of the images"
         raise UserError(f"{split.images.url}: no images here; {cause}")
     files = {entry.key: entry for entry in split.annotations.list() if not is_litter(entry.key)}
-    file_of = _pair(list(image_files), files, split.problems)
-    _tell_labels_alone(split, files, frozenset(file_of.values()))
+    file_of = pair(list(image_files), files, split.problems)
+    _tell_labels_alone(split, files, image_files.keys(), file_of)
     lines = {
         key: _lines(split.annotations, files[file_of[key]], split.problems) for key in image_files if key in file_of
     }
@@ -164,33 +163,19 @@ def _image_files(images: ImageStore, problems: ProblemLog) -> dict[str, ObjectIn
     return found
 
 
-def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: ProblemLog) -> dict[str, str]:
-    """Return the label file of each image that has one."""
-    by_stem = {without_type(key): key for key in label_files if key.lower().endswith(".txt")}
-    stems = [without_type(key) for key in image_keys]
-    stems = [stem if stem in by_stem else beside(stem, "images", "labels") for stem in stems]
-    pairs: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for image, stem, found in zip(image_keys, stems, find_files(stems, by_stem.keys()), strict=True):
-        if found is None:
-            problems.add("label_file_missing", image)
-            continue
-        pairs[image] = by_stem[found]
-        if (other := owners.setdefault(found, image)) != image:
-            problems.add("label_of_several_images", f"{by_stem[found]}: {other}, {image}")
-        if found != stem:
-            problems.add("file_name_repaired", f"{image}: its label is {by_stem[found]}")
-    return pairs
+def _tell_labels_alone(
+    split: SplitFiles, files: dict[str, ObjectInfo], images: Set[str], file_of: dict[str, str]
+) -> None:
+    """Count label files that belong to no image; where these are more than the others, names may differ by mistake.
 
-
-def _tell_labels_alone(split: SplitFiles, files: dict[str, ObjectInfo], paired: frozenset[str]) -> None:
-    """Count the lines of label files that belong to no image, neither of this split nor of another one beside them."""
-    others = {without_type(key) for key in files if is_image_name(key)}
-    for key in sorted(key for key in files.keys() - paired if key.lower().endswith(".txt") and not is_no_label(key)):
-        stem = without_type(key)
-        if others.isdisjoint((stem, beside(stem, "labels", "images"))):
-            for _ in range(max(1, len(_lines(split.annotations, files[key], ProblemLog())))):
-                split.problems.add("label_without_image", key)
+    Then their lines are lost, unless most images have a label.
+    """
+    alone = labels_alone(files.keys(), images, frozenset(file_of.values()))
+    are_lost = len(alone) > len(set(file_of.values())) and 2 * len(file_of) < len(images)
+    for key in alone:
+        split.problems.add("label_without_image", key)
+        for line in _lines(split.annotations, files[key], ProblemLog()) if are_lost else []:
+            split.problems.add("label_name_unmatched", line.where)
 
 
 def _lines(labels: ImageStore, label: ObjectInfo, problems: ProblemLog) -> list[LabelLine]:

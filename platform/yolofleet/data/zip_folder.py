@@ -21,6 +21,8 @@ from yolofleet.data.source_folder import is_litter
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageError
 
 MOST_ZIP_FILES = 5_000_000
+MOST_RANGES_KEPT = 8
+"""The ends of so many files are kept: to read one again, all before it would be unpacked again."""
 _ENCRYPTED = 1
 BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """How files may be packed: `zipfile` unpacks those of other methods at once, whatever length is asked for."""
@@ -41,6 +43,7 @@ class ZipFolder(Storage):
         super().__init__()
         self.url = str(path)
         self._lock = threading.Lock()
+        self._ranges: dict[tuple[str, int, int], bytes] = {}
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -81,19 +84,22 @@ class ZipFolder(Storage):
 
     def get(self, key: str) -> bytes:
         """Return a whole file."""
-        entry = self._entry(key)
-        try:
-            with self._lock, self._archive.open(entry) as source:
-                data = source.read(entry.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ObjectNotFoundError(f"{self.url}: {key}: damaged in the archive: {error}") from error
-        if len(data) != entry.file_size:
+        size_bytes = self._entry(key).file_size
+        data = self._unpacked(key, 0, size_bytes + 1)
+        if len(data) != size_bytes:
             raise ObjectNotFoundError(f"{self.url}: {key}: its size is not that of the archive's list")
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Return bytes of a file."""
-        return self.get(key)[start : start + length]
+        """Return bytes of a file; of it, no more is unpacked than what lies before their end."""
+        if start == 0:
+            return self._unpacked(key, 0, length)
+        asked = (key, start, length)
+        if asked not in self._ranges:
+            if len(self._ranges) >= MOST_RANGES_KEPT:
+                self._ranges.clear()
+            self._ranges[asked] = self._unpacked(*asked)
+        return self._ranges[asked]
 
     def open_stream(self, key: str) -> io.BufferedReader:
         """Open a file for reading."""
@@ -114,6 +120,15 @@ class ZipFolder(Storage):
     def child(self, prefix: str) -> NoReturn:
         """Refuse: what is inside is found by its key."""
         self.put(prefix, b"")
+
+    def _unpacked(self, key: str, start: int, length: int) -> bytes:
+        entry = self._entry(key)
+        try:
+            with self._lock, self._archive.open(entry) as source:
+                source.seek(start)
+                return source.read(length)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ObjectNotFoundError(f"{self.url}: {key}: damaged in the archive: {error}") from error
 
     def _entry(self, key: str) -> zipfile.ZipInfo:
         if key not in self._entries:

@@ -134,8 +134,8 @@ def read_ground_truth(path: Path) -> GroundTruth:
     """Read a COCO "instances" file; one without annotations, as for COCO's test-dev, has nothing to measure.
 
     Raises:
-        GroundTruthError: It cannot be read, is not JSON, lacks what an evaluation needs, gives an id twice, or none of
-            its annotations can be used.
+        GroundTruthError: It cannot be read, is not JSON, lacks what an evaluation needs, gives two entries one id, or
+            none of its annotations can be used.
     """
     try:
         return _read(path)
@@ -155,9 +155,14 @@ def _read(path: Path) -> GroundTruth:
     for key in LISTS:
         if not isinstance(document.get(key), list):
             raise UserError(f"{path} is not a COCO annotation file: '{key}' must be a list")
-    images = _by_identity(document["images"], f"{path}: images")
-    _by_identity(document["categories"], f"{path}: categories")
     notes: list[Note] = []
+    images = _by_identity(document["images"], f"{path}: images")
+    categories = _by_identity(document["categories"], f"{path}: categories")
+    for key, found in (("images", images), ("categories", categories)):
+        if again := len(document[key]) - len(found):
+            text = f"{plural(again, 'entry', 'entries')} of the ground truth's {key} left out: the same one once more"
+            notes.append(Note(kind=f"truth_{key}_repeated", count=again, text=text))
+            document[key] = list(found.values())
     if unnamed := sum(entry.get("name") in (None, "") for entry in document["categories"]):
         text = f"{plural(unnamed, 'category has', 'categories have')} no name in the ground truth: named by the id"
         notes.append(Note(kind="truth_category_unnamed", count=unnamed, text=text))
@@ -171,10 +176,10 @@ def _read(path: Path) -> GroundTruth:
 
 
 def _by_identity(entries: list[Any], where: str) -> dict[Identity, Mapping[str, Any]]:
-    """Return images or categories by `identity_of`.
+    """Return images or categories by `identity_of`; of one that is there twice the first.
 
     Raises:
-        UserError: One has no id, or two have the same.
+        UserError: One has no id, or two that differ have the same.
     """
     found: dict[Identity, Mapping[str, Any]] = {}
     for number, entry in enumerate(entries):
@@ -185,7 +190,7 @@ def _by_identity(entries: list[Any], where: str) -> dict[Identity, Mapping[str, 
         identity = identity_of(entry["id"])
         if identity is None or not is_id(entry["id"]):
             raise UserError(f"{where}[{number}] has id {short(entry['id'], 40)}; it must be a whole number or a name")
-        if (other := found.setdefault(identity, entry)) is not entry:
+        if (other := found.setdefault(identity, entry)) != entry:
             raise UserError(
                 f"{where}: id {short(entry['id'], 40)} is given to {_title(other)} and to {_title(entry)}; what refers "
                 "to it is ambiguous, so give each its own id"

@@ -98,7 +98,7 @@ def unwrap(document: Any, source: str) -> ResultRecords:
     first = inner[0] if inner and isinstance(inner[0], dict) else {}
     if (nested := _nested(first)) and not _is_record(first):
         records = list(_flatten(inner, min(nested)))
-    elif _is_in_columns(first):
+    elif not _is_record(first) and _is_in_columns(first):
         forms.append(f"each image has lists: {', '.join(_columns(first).values())}")
         records = list(_spread(inner, source))
     records, box_format, form = _with_boxes(records)

@@ -65,7 +65,9 @@ def clean_annotations(
         except BoxProblem as problem:
             problems.add(problem.kind, f"annotations[{number}]: {problem}")
             if not is_plain and problem.kind in WITHOUT_AREA:  # nor has its outline one
-                kept.append({**annotation, "bbox": [0.0, 0.0, 0.0, 0.0], "area": 0.0, "iscrowd": 0})
+                area = annotation.get("area")
+                own = {"area": area if _is_area(area) else 0.0, "iscrowd": int(annotation.get("iscrowd") == 1)}
+                kept.append({**annotation, "bbox": [0.0, 0.0, 0.0, 0.0], **own})
             continue
         if contradiction := meaning.add(clean, size):
             problems.add("box_differs_from_outline", f"annotations[{number}]: {contradiction}")
@@ -117,11 +119,15 @@ def _is_plain(annotation: Any) -> bool:
         and -LARGEST_BOX_PIXELS < y < LARGEST_BOX_PIXELS
         and least <= width < LARGEST_BOX_PIXELS
         and least <= height < LARGEST_BOX_PIXELS
-        and (area is None or (type(area) in NUMBERS and 0 <= area <= LARGEST_AREA))
+        and (area is None or _is_area(area))
         and (crowd is None or crowd in (0, 1))
         and is_id(annotation.get("image_id"))
         and is_id(annotation.get("category_id"))
     )
+
+
+def _is_area(value: Any) -> bool:
+    return type(value) in NUMBERS and 0 <= value <= LARGEST_AREA
 
 
 def _check_references(annotation: Any) -> None:
