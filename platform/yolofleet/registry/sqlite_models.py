@@ -37,6 +37,10 @@ STEPS_A_CHECK = 100_000
 """Instructions of sqlite between two looks at the clock."""
 
 
+class _OnlyMlflowError(Exception):
+    """A database holds what MLflow alone can read."""
+
+
 class _ForeignDatabaseError(Exception):
     """A database holds what MLflow does not write."""
 
@@ -76,7 +80,7 @@ def read_models(database: Path) -> tuple[list[Any], list[Any]] | None:
                 f"{database}: holds more than is read of a registry ({error}); name another store"
             ) from error
         return None
-    except NotImplementedError:
+    except _OnlyMlflowError:
         return None
 
 
@@ -105,7 +109,7 @@ def _models(store: sqlite3.Connection) -> list[Any]:
     models: dict[str, Any] = {}
     for (name,) in _rows(store, query, (str,), PROMPT_TAG):
         if name in models:
-            raise NotImplementedError("a name is there in several workspaces")
+            raise _OnlyMlflowError("a name is there in several workspaces")
         models[name] = SimpleNamespace(name=name, aliases={})
     query = "SELECT name, alias, version FROM registered_model_aliases"
     for name, alias, version in _rows(store, query, (str, str, int)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from yolofleet.search.history import Observation
 from yolofleet.search.space import Parameters, Values
-from yolofleet.search.trial_rows import Ended, Exchanged, Measured, Refused, Suggested, parse_row, refuse_row
+from yolofleet.search.trial_rows import Ended, Exchanged, Measured, Refused, SearchRow, Suggested, parse_row, refuse_row
 
 Row = dict[str, Any]
 
@@ -138,7 +138,7 @@ class Trials:
             CorruptLogError: A row is damaged.
         """
         for row in rows:
-            self._apply(row)
+            self._apply(row, parse_row(row, self.source, self.parameters))
 
     def history(self) -> list[Observation]:
         """Return all candidates with their results, in the order of suggestion."""
@@ -197,12 +197,11 @@ class Trials:
         return sum(isinstance(entry, Observation) for entry in self.candidates)
 
     def _write(self, row: Row) -> None:
-        parse_row(row, self.source, self.parameters)  # nothing is stored that cannot be read
+        parsed = parse_row(row, self.source, self.parameters)  # nothing is stored that cannot be read
         self.store_row(row)
-        self._apply(row)
+        self._apply(row, parsed)
 
-    def _apply(self, row: Row) -> None:
-        parsed = parse_row(row, self.source, self.parameters)
+    def _apply(self, row: Row, parsed: SearchRow | None) -> None:
         if isinstance(parsed, Refused):
             self.candidates.append(parsed.observation())
         elif isinstance(parsed, Suggested):
