@@ -1,8 +1,9 @@
 """The boxes of VOC annotations, and what their numbers count: pixels from 1 as VOC does, or edges from 0.
 
-Nothing in a file says which it is, so all files of a dataset decide together. Numbers between whole ones are edges, a 0
-is no pixel of VOC, and boxes at the border begin at 1 there. Where that tells nothing, whole numbers are VOC's pixels;
-numbers written as ``58.0`` are of tools that write edges, which is reported.
+Nothing in a file says which it is, so all files of a dataset decide together. A 0 is no pixel of VOC, and boxes at the
+border begin at 1 there: a converter that adds 1 to numbers between whole ones has no 0 and several 1. Other numbers
+between whole ones are edges. Where that tells nothing, whole numbers are VOC's pixels; numbers written as ``58.0`` are
+of tools that write edges, which is reported.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from yolofleet.data.outline_box import Box, rotated_box
 
 LEAST_DECIMALS = 0.1
 """Share of boxes with a corner between whole numbers from which on all are edges; VOC's own files hold a few."""
+LEAST_BORDERS = 0.02
+FEWEST_BORDERS = 3
+"""Share and number of boxes that begin at exactly 1 from which on numbers between whole ones are pixels all the same:
+at least as many boxes of a dataset lie at the border, and few edges are exactly 1 by chance."""
 LEAST_ONES = 0.1
 """Share of boxes that begin at ``1.0`` from which on numbers with a point are pixels; some edges do by chance."""
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -71,11 +76,12 @@ def first_pixel(every: Sequence[Corners]) -> tuple[int, bool]:
     """Return what the first pixel of an image is called, 1 or 0 (then corners are edges), and whether that is clear."""
     upright = [corners for corners in every if corners.is_upright]
     num_decimals = sum(corners.has_decimals for corners in upright)
-    if num_decimals and num_decimals >= LEAST_DECIMALS * len(upright):
-        return 0, True
     num_zeros, num_ones = (sum(corners.begins_at(number) for corners in upright) for number in (0, 1))
     if num_zeros > num_ones:
         return 0, True
+    if num_decimals and num_decimals >= LEAST_DECIMALS * len(upright):
+        are_at_border = num_ones > num_zeros and num_ones >= max(FEWEST_BORDERS, LEAST_BORDERS * len(upright))
+        return int(are_at_border), True
     if num_ones < LEAST_ONES * len(upright) and 2 * sum(corners.has_point for corners in upright) > len(upright):
         return 0, False
     return 1, True
