@@ -50,7 +50,8 @@ from soak_account import after_damage, costs, leaks, signs  # noqa: E402 - besid
 from soak_arms import compare_arms, table  # noqa: E402
 from soak_faults import Soak, shuffled_kinds  # noqa: E402
 from soak_ground import placement_groups, start_mlflow, temporary_names, write_job, yolofleet  # noqa: E402
-from yolofleet.tracking.goodput import restarts, summarize_run  # noqa: E402
+from yolofleet.tracking.goodput import summarize_run  # noqa: E402
+from yolofleet.tracking.restarts import restarts  # noqa: E402
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
 
 PAUSE_SECONDS = (20.0, 40.0)

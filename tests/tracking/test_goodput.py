@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from yolofleet.tracking.goodput import (
     PAUSED,
-    Restart,
     account_rows,
+    format_event,
     gpu_hours_by_owner,
-    restarts,
     summarize_run,
 )
-from yolofleet.tracking.run_history import format_event
+from yolofleet.tracking.restarts import Restart, restarts
 
 
 def event(second: float, kind: str, **fields: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pytest
 
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.storage import open_storage
+from yolofleet.tracking.goodput import format_event
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.tracking.run_history import format_event
 from yolofleet.training.supervision.placement_groups import PlacementGroupRecord, orphaned_groups
 from yolofleet.training.supervision.watches import GrowthRequest, NodeRecord, NodeWatch, examine_and_kill
 

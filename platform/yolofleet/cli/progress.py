@@ -160,7 +160,7 @@ class _Problems:
 
     def format(self, event: dict[str, Any]) -> str | None:
         """Return an event as a line; None for one that is not shown."""
-        from yolofleet.tracking.run_history import format_event
+        from yolofleet.tracking.goodput import format_event
 
         kind = event.get("kind")
         if kind in ("failure", "resize"):  # the driver's own: workers that died may have taken their start with them

@@ -34,8 +34,7 @@ from yolofleet.registry.versions import (
     list_versions,
 )
 from yolofleet.tracking.mirror import sync_now
-from yolofleet.tracking.mlflow_experiment import experiment_id
-from yolofleet.tracking.mlflow_store import mlflow_errors, open_client, patiently
+from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client, patiently
 from yolofleet.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:

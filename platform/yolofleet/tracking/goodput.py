@@ -1,4 +1,4 @@
-"""The summary of a run from its events: what failed, what each restart took, the goodput, and what the run costs.
+"""The summary of a run from its events: its status, what failed, the goodput, and what the run costs.
 
 Goodput is the share of the training time that was not lost to failures. Workers are counted, and paid for, from their
 start to the next start or the end: a cluster costs the same while it restarts them. Nobody is counted while a run waits
@@ -11,86 +11,55 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.tracking.json_lines import Row, seconds_of
-from yolofleet.tracking.run_history import history_of
 
-
-@dataclass(frozen=True)
-class Restart:
-    """The time that a restart of the workers took, from the failure as the driver saw it to the first step."""
-
-    own_seconds: float
-    """In our own code: the driver's checks, building and restoring, the first step."""
-    ray_seconds: float
-    """In Ray's: placing the workers and starting their processes."""
-    waited_seconds: float
-    """Waiting for nodes, and for a storage that did not answer. The event of an outage comes some time after its end,
-    and counts here as its end."""
-
-
-def restarts(events: Sequence[Row]) -> list[Restart]:
-    """Return the times of each restart under one driver; those that failed themselves are left out.
-
-    Args:
-        events: A run's events, in the order of their times.
-    """
-    complete: list[Restart] = []
-    restart: dict[str, Row] = {}
-    for event in events:
-        kind = str(event.get("kind"))
-        if kind == "failure":
-            restart = {kind: event}
-        elif kind == "waiting" and restart:
-            restart.setdefault(kind, event)  # the reason may change meanwhile
-        elif kind in ("starting", "start") and restart:
-            restart[kind] = event
-        elif kind == "regained" and {"starting", "start"} <= restart.keys():
-            complete.append(_split_time(restart, event, events))
-            restart = {}
-    return complete
-
-
-def _split_time(restart: dict[str, Row], regained: Row, events: Sequence[Row]) -> Restart:
-    failed, starting, start = (seconds_of(restart[kind]) for kind in ("failure", "starting", "start"))
-    prepared = float(restart["start"].get("prepared_seconds", 0.0))
-    first_step = float(regained.get("first_step_seconds", 0.0))
-    first_step_at = min(start + first_step, seconds_of(regained))
-    waited = 0.0
-    if "waiting" in restart:  # after the wait it looked for free resources, and asked Ray for the workers
-        settled = float(restart["starting"].get("settled_seconds", 0.0))
-        waited = max(0.0, starting - settled - seconds_of(restart["waiting"]))
-    ours = ((failed, starting - waited), (start - prepared, first_step_at))
-    outages = [
-        (seconds_of(event) - float(event.get("seconds", 0.0)), seconds_of(event))
-        for event in events
-        if event.get("kind") == "storage_back"
-    ]
-    away = sum(_overlap(part, outages) for part in ours)
-    own = starting - failed + prepared + first_step - waited - away
-    return Restart(
-        own_seconds=round(max(0.0, own), 3),
-        ray_seconds=round(max(0.0, start - starting - prepared), 3),
-        waited_seconds=round(waited + away, 3),
-    )
-
-
-def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) -> float:
-    """Return how much of a stretch of time any of the spans covers."""
-    covered, reached = 0.0, part[0]
-    for begin, end in sorted(spans):
-        begin, end = max(begin, reached), min(end, part[1])
-        if end > begin:
-            covered, reached = covered + end - begin, end
-    return covered
-
-
+STATUS_OF_EVENT = {"start": "RUNNING", "end": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+"""Event kinds that decide the status of a run, and MLflow's word for it."""
 ENDS = ("end", "stopped", "failed")
 """Events after which no worker trains until the next start."""
 PAUSED = "it has reached the step that it was asked to stop after"
 """The reason of the event ``left`` where a trial pauses: its workers are gone until it continues, if it ever does."""
 COMMANDS = ("command", "queued")
 """Events with which a command begins."""
+DESCRIPTIONS = {
+    "failure": "{failure} failure at step {reached}: {reason}",
+    "regained": "step {step} reached again: {steps_redone} done twice, {seconds_lost} s lost",
+    "left": "saved step {step} and left: {reason}",
+    "rolled_back": "loss or gradient was non-finite: back to step {to_step}, steps {window} are left out",
+    "not_rolled_back": "loss or gradient was non-finite in steps {window}; not rolled back: {reason}",
+    "ended_early": "ended early, at step {step}: {reason}",
+    "out_of_memory": "out of memory in the step after {step}; from now on {measure}: {reason}",
+    "epochs_raised": "epochs were raised from {was} to {now} at step {step}; the schedule is planned anew",
+    "waiting": "{reason}",
+    "admitted": "there is room after {waited_seconds} s",
+    "checkpoint_failed": "checkpoint of step {step} could not be stored: {reason}",
+    "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
+    "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",
+    "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
+    "tracking_away": "MLflow at {uri} does not answer; training continues, and it gets everything later: {reason}",
+    "tracking_back": "MLflow at {uri} has caught up after {seconds} s",
+    "storage_back": "the storage answers again: {tries} failed within {seconds} s: {reason}",
+    "node_joined": "node {node} joined the cluster: {offers}",
+    "node_gone": "node {node} has left the cluster: {reason}",
+    "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
+    "slow_rank": "rank {rank} on {host} needs {excess_percent}% more time than the others, most of it for {stage}",
+    "moving": "the workers make progress again after {seconds} s at step {step}",
+    "notification_failed": "{to} could not be notified of {about}: {reason}",
+    "stopped": "stopped: {reason}",
+    "failed": "failed: {reason}",
+}
+COUNTED = {"steps_redone": "step", "tries": "call"}
+"""The fields that a description names with what they count."""
+LONGEST_REASON = 200
+MOST_HISTORY = 300
+"""Lines of a summary's history."""
+
+
+def status_after(events: Sequence[Row]) -> str | None:
+    """Return the status of a run (RUNNING, FINISHED, FAILED, KILLED) by its events, oldest first; None without any."""
+    kinds = [str(event.get("kind")) for event in events]
+    return next((STATUS_OF_EVENT[kind] for kind in reversed(kinds) if kind in STATUS_OF_EVENT), None)
 
 
 @dataclass(frozen=True)
@@ -148,6 +117,34 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
         forecast_cost=None if cost is None or remaining is None else round(cost + remaining, 2),
         history=history_of(events),
     )
+
+
+def history_of(events: Sequence[Row]) -> list[str]:
+    """Return a line for everything out of the ordinary, oldest first; of very many the newest, and how many more."""
+    unusual = [event for event in events if event.get("kind") in DESCRIPTIONS]
+    left_out = len(unusual) - MOST_HISTORY
+    earlier = [f"{plural(left_out, 'earlier event')} in events*.jsonl, not shown"] if left_out > 0 else []
+    return [*earlier, *(line for event in unusual[-MOST_HISTORY:] if (line := format_event(event)) is not None)]
+
+
+def format_event(event: Row) -> str | None:
+    """Return an event as a line for people; None for an ordinary one."""
+    kind = str(event.get("kind"))
+    if kind not in DESCRIPTIONS:
+        return None
+    fields = {key: _describe(key, value) for key, value in event.items()}
+    try:
+        text = DESCRIPTIONS[kind].format(**fields)
+    except KeyError:  # an event of another version, without one of the fields
+        text = f"{kind}: {fields}"
+    return f"{_describe('time', event.get('time'))} {text}"
+
+
+def _describe(key: str, value: object) -> str:
+    if key in COUNTED and isinstance(value, int):
+        return plural(value, COUNTED[key])
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def ends_wilfully(event: Row) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.core.background import POLL_SECONDS, BackgroundSync, ignore_event
 from yolofleet.core.redaction import redact
 from yolofleet.storage import ObjectNotFoundError
+from yolofleet.tracking.goodput import account_rows, status_after
 from yolofleet.tracking.json_lines import Row, encode_row
 from yolofleet.tracking.mirrored_run import (
     DESCRIPTION_TAG,
@@ -41,8 +42,7 @@ from yolofleet.tracking.mirrored_run import (
     send_datasets,
     unix_milliseconds,
 )
-from yolofleet.tracking.mlflow_experiment import experiment_id
-from yolofleet.tracking.mlflow_store import open_client
+from yolofleet.tracking.mlflow_store import experiment_id, open_client
 from yolofleet.tracking.run_directory import (
     EVALUATION_IMAGES,
     EVENTS_LOGS,
@@ -54,7 +54,6 @@ from yolofleet.tracking.run_directory import (
     RunDirectory,
 )
 from yolofleet.tracking.run_documents import MOST_DOCUMENT_BYTES
-from yolofleet.tracking.run_status import status_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -249,8 +248,6 @@ class MirroredRun:
         events = self.run.events()
         client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
         if any(event.get("kind") in ("checkpoint", "end") for event in events):
-            from yolofleet.tracking.goodput import account_rows
-
             self._send_metrics(client, run_id, [*account_rows(events)])  # the cost at each checkpoint
         self._describe(client, run_id, events)
         status = status_after(events) or "RUNNING"

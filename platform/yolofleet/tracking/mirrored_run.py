@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.redaction import redact, redact_values
 from yolofleet.core.text import plural
+from yolofleet.tracking.goodput import status_after
 from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.mlflow_experiment import experiment_id
-from yolofleet.tracking.mlflow_store import open_client
+from yolofleet.tracking.mlflow_store import experiment_id, open_client
 from yolofleet.tracking.run_directory import EVALUATION_IMAGES, RunDirectory
-from yolofleet.tracking.run_status import status_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,8 +14,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError, is_installed, require_package
@@ -51,6 +53,8 @@ ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
 """Set where the user's environment does not set them."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Says that an experiment is about models, not about prompts and traces."""
 QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.pyfunc", "alembic")
 """They report created tables, waits that are none, and checked examples, which is of no use to a user."""
 
@@ -231,6 +235,34 @@ def open_client(tracking_uri: str) -> MlflowClient:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of the experiment ``name``; creates a missing one.
+
+    Artifacts of a sqlite store lie beside its database: MLflow's default is a folder wherever the process was started.
+
+    Raises:
+        TrackingError: The experiment was deleted on the server.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_path(client.tracking_uri)
+        location = None if database is None else (database.parent / "artifacts" / quote(name, safe=" ")).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was first
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the MLflow experiment '{name}' at {redact(client.tracking_uri)} was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`, or set another tracking.experiment"
+        )
+    return str(found.experiment_id)
+
+
 def _probe(tracking_uri: str) -> None:
     parts = split_url(tracking_uri)
     if parts.scheme in ("http", "https") and parts.hostname:
@@ -243,12 +275,8 @@ def _probe(tracking_uri: str) -> None:
                 "`mlflow server`, or correct tracking.uri"
             ) from error
     try:
-        client = open_client(tracking_uri)
-        retry(
-            lambda: client.search_experiments(max_results=1),
-            patience_seconds=PROBE_PATIENCE_SECONDS,
-            is_transient=is_transient,
-        )
+        search = partial(open_client(tracking_uri).search_experiments, max_results=1)
+        retry(search, patience_seconds=PROBE_PATIENCE_SECONDS, is_transient=is_transient)
     except ModuleNotFoundError as error:
         raise TrackingError(
             f"{redact(tracking_uri)} needs the Python package of its database driver ({error.name}), which "

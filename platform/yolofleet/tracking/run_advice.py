@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.text import plural
+from yolofleet.tracking.goodput import STATUS_OF_EVENT, status_after
 from yolofleet.tracking.run_record import RunRecord
-from yolofleet.tracking.run_status import STATUS_OF_EVENT, status_after
 
 FEW_STEPS = 1000
 STILL_RISING = 0.02

@@ -20,7 +20,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.liveness import LEASE_SECONDS
 from yolofleet.core.text import first_line, visible
 from yolofleet.storage import ObjectInfo, Storage
-from yolofleet.tracking.goodput import summarize_run
+from yolofleet.tracking.goodput import STATUS_OF_EVENT, status_after, summarize_run
 from yolofleet.tracking.json_lines import Part, Row, group_parts, parts_by_log, read_end, seconds_of
 from yolofleet.tracking.run_directory import (
     EVENTS,
@@ -30,7 +30,6 @@ from yolofleet.tracking.run_directory import (
     RELEASE_KEY,
 )
 from yolofleet.tracking.run_documents import ReleaseRecord, read_document
-from yolofleet.tracking.run_status import STATUS_OF_EVENT, status_after
 
 SEARCH_KEY = "search.yaml"
 RECORD = "trials"

@@ -8,7 +8,7 @@
         metrics.jsonl   one row a report: {"time": ..., "step": ..., NAME: VALUE, ...}
         metrics.driver.jsonl   the same, of evaluations that were made beside the training
         events.jsonl    what happened: {"time": ..., "kind": ..., ...}; the last of the kinds in
-                        yolofleet.tracking.run_status is the status of the run
+                        yolofleet.tracking.goodput is the status of the run
         checkpoints/    (yolofleet.training)
         model/          the detector package of the best weights
         report/         images and pages; in evaluations/step-N/ the same few images at each evaluation
@@ -34,10 +34,10 @@ from yolofleet.core.text import short
 from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
+from yolofleet.tracking.goodput import status_after
 from yolofleet.tracking.json_lines import LogReader, OnRow, Row, ignore_row, utc_now
 from yolofleet.tracking.log_writer import LogWriter, open_log
 from yolofleet.tracking.run_documents import Facts, Identity, read_document
-from yolofleet.tracking.run_status import status_after
 
 FORMAT = 1
 IDENTITY_KEY = "run.json"

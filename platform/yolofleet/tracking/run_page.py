@@ -13,12 +13,12 @@ from yolofleet.core.redaction import redact
 from yolofleet.core.text import plural, share_text
 from yolofleet.evaluation.report import evaluation_sections, fit_to_page, image_section
 from yolofleet.reports.page import Markup, Section, bullets, render_page, text
+from yolofleet.tracking.goodput import status_after
 from yolofleet.tracking.run_advice import advice
 from yolofleet.tracking.run_curves import curves
 from yolofleet.tracking.run_directory import REPORT_PREFIX, RunDirectory
 from yolofleet.tracking.run_facts import model_name, run_facts
 from yolofleet.tracking.run_record import RunRecord, read_run
-from yolofleet.tracking.run_status import status_after
 
 PAGE_KEY = f"{REPORT_PREFIX}/index.html"
 STATES = {"RUNNING": "is training", "FINISHED": "is done", "FAILED": "failed", "KILLED": "was stopped"}
