@@ -32,7 +32,8 @@ class Window:
         environment = [f"PYTHONPATH={os.pathsep.join(filter(None, sys.path))}", "LANG=C.UTF-8", "PYTHONUTF8=1"]
         line = shlex.join(["env", *environment, *command])
         size = ["-x", str(width), "-y", "24"]
-        self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), f"{line}; sleep 300")
+        # Ctrl-C reaches the shell, too, which else ends with the command, and the window with it.
+        self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), f"trap : INT; {line}; sleep 300")
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-u", "-L", self._server, *arguments]
