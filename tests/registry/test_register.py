@@ -17,6 +17,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.register import register_detector, register_run
+from yolofleet.registry.release import run_evidence
 from yolofleet.registry.version_files import detector_folder, version_files
 from yolofleet.registry.versions import (
     ModelTags,
@@ -160,6 +161,16 @@ def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri
         assert part in entry.description
     assert open_client(tracking_uri).get_run(version.run_id).data.metrics == {"loss/total": 0.5}
     assert register_run(run, "shapes", tracking_uri).number == 1
+
+
+@pytest.mark.parametrize("key", ["report/judgement.json", "report/detections.json"])
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"3", b"null"])
+def test_a_run_whose_evaluation_is_damaged_is_not_registered(tmp_path: Path, key: str, data: bytes) -> None:
+    run = RunDirectory(open_storage(tmp_path / "runs" / "demo"))
+    for name in ("report/judgement.json", "report/detections.json"):
+        run.storage.put(name, data if name == key else b"[]")
+    with pytest.raises(UserError, match="report/judgement.json" if data in (b"3", b"null") else key):
+        run_evidence(run)
 
 
 def test_without_a_store_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,10 @@ from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
 from yolofleet.specs.data import CacheSpec
 from yolofleet.specs.job import JobSpec
+from yolofleet.tracking.run_documents import read_document
+from yolofleet.training.loop.out_of_memory import save_memory
 from yolofleet.training.loop.update import MicroBatchStatistics, WeightAverage, group_parameters
+from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import freeze_blocks, open_dataset, trained_table
 from yolofleet.training.setup.preflight import Readiness, check_job
 from yolofleet.training.setup.preparation import (
@@ -33,6 +36,7 @@ from yolofleet.training.setup.preparation import (
     with_anchors,
 )
 from yolofleet.training.setup.pretrained import load_initial, read_trained
+from yolofleet.training.supervision.ray_workers import StoredError
 from yolofleet.training.supervision.worker import run_in_process
 
 MakeJob = Callable[..., JobSpec]
@@ -332,8 +336,49 @@ def test_image_weights_are_decided_once(small_job: MakeJob) -> None:
     job = small_job(hyperparameters={"image_weights": 0.5}, epochs=0.2)
     ready = trained(job)
     expected = image_weights(survey_boxes(ready.train), 3, 0.5)
-    assert np.array_equal(run_image_weights(ready.run), expected)
+    assert np.array_equal(run_image_weights(ready.run, len(expected)), expected)
     assert any(note.startswith("image weights") for note in ready.notes)
+
+
+WEIGHTS = safetensors.torch.save({"weights": torch.tensor([1.0, float("nan")])})
+HOSTILE_DECISIONS = [
+    ("initial/anchors.json", b"[]"),
+    ("initial/anchors.json", b"{}"),
+    ("initial/anchors.json", b'{"anchors": [[[10, 13]], "x"]}'),
+    ("initial/anchors.json", b'{"anchors": [[[10, -13]]]}'),
+    ("initial/anchors.json", b'{"anchors": [[[10, 13]], [[30, 61]], [[1, 1e400]]]}'),
+    ("initial/anchors.json", b'{"anchors": [[[10, 13]]]}'),
+    ("initial/anchors.json", b'{"anchors": ' + b"[" * 100_000),
+    ("initial/order.json", b'{"deal": "anew"}'),
+    ("initial/order.json", b'{"order": "lanes"}'),
+    ("initial/image_weights.safetensors", b"weights"),
+    ("initial/image_weights.safetensors", WEIGHTS),
+    ("initial/image_weights.safetensors", safetensors.torch.save({"other": torch.ones(2)})),
+    ("failure.json", b'{"user_error": "yes", "message": 3}'),
+    ("out_of_memory/least-1.json", b"{}"),
+    ("out_of_memory/small-two.json", b"{}"),
+    ("out_of_memory/small-1.json", b'{"kind": "end", "time": 3}'),
+]
+
+
+@pytest.mark.parametrize(("key", "data"), HOSTILE_DECISIONS, ids=range(len(HOSTILE_DECISIONS)))
+def test_what_a_stranger_decided_for_a_run_is_checked_where_it_is_read(
+    small_job: MakeJob, key: str, data: bytes
+) -> None:
+    ready = check_job(small_job())
+    ready.run.storage.put(key, data)
+    readers: dict[str, Callable[[], object]] = {
+        "initial/anchors.json": lambda: run_table(small_job(), ready.run),
+        "initial/order.json": lambda: run_deal(ready.run),
+        "initial/image_weights.safetensors": lambda: run_image_weights(ready.run, 2),
+        "failure.json": lambda: read_document(ready.run.storage, "failure.json", StoredError, "remove it"),
+    }
+
+    def save() -> None:
+        save_memory(small_job(), ready.run, WorkerGroup(), build_model(trained_table(small_job()), 3))
+
+    with pytest.raises(UserError, match=key):
+        readers.get(key, save)()
 
 
 def test_frozen_blocks_stay_as_they_were_and_the_others_learn(small_job: MakeJob) -> None:

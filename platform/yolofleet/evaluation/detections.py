@@ -29,6 +29,8 @@ Floats = NDArray[np.float64]
 
 BOX_DECIMALS = 3
 SCORE_DECIMALS = 5
+MOST_DETECTION_BYTES = 1 << 30
+"""Of a file: a hundred detections in each of some hundred thousand images."""
 RECORD_KEYS = ("image_id", "category_id", "bbox", "score")
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import doing, note
 from yolofleet.core.text import one_line, plural
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import MOST_DETECTION_BYTES, Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form
 from yolofleet.storage import ObjectNotFoundError
@@ -65,7 +65,7 @@ def run_evidence(run: RunDirectory) -> Evidence:
         "job_sha256": hashlib.sha256(job_text.encode()).hexdigest(),
         "job": run.job_document(),
     }
-    manifests = {part: _read(run, _manifest_key(part)) for part in ("train", "val")}
+    manifests = {part: _read(run, f"{LINEAGE_FOLDER}/{part}.json") for part in ("train", "val")}
     return Evidence(
         facts,
         _stored_evaluation(run),
@@ -78,29 +78,33 @@ def _stored_evaluation(run: RunDirectory) -> Evaluation | None:
     record, detections = _read(run, EVALUATION_KEY), _read(run, DETECTIONS_KEY)
     if record is None or detections is None:
         return None
+    where, beside = f"{run.url}/{EVALUATION_KEY}", f"{run.url}/{DETECTIONS_KEY}"
+    values = _parsed(record, where), _parsed(detections, beside)
     return Evaluation(
-        EvaluationRecord.parse(json.loads(record), source=f"{run.url}/{EVALUATION_KEY}"),
-        Detections.from_records(json.loads(detections), source=f"{run.url}/{DETECTIONS_KEY}"),
+        EvaluationRecord.parse(values[0], source=where), Detections.from_records(values[1], source=beside)
     )
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is damaged ({one_line(error)}); remove it and release the run again") from None
 
 
 def _store_evidence(ready: Readiness, evaluation: Evaluation) -> None:
     """Store in the run directory what a later registration needs, even if the data is gone by then."""
     run = ready.run
     for part, dataset in (("train", ready.train), ("val", ready.val)):
-        run.storage.put(_manifest_key(part), dataset.manifest.to_bytes())
+        run.storage.put(f"{LINEAGE_FOLDER}/{part}.json", dataset.manifest.to_bytes())
     run.record_facts(data_url={"train": ready.train.storage.url, "val": ready.val.storage.url})
     run.storage.put(DETECTIONS_KEY, json.dumps(evaluation.detections.records()).encode())
     run.storage.put(EVALUATION_KEY, json.dumps(evaluation.record.model_dump(mode="json"), indent=1).encode() + b"\n")
 
 
-def _manifest_key(part: str) -> str:
-    return f"{LINEAGE_FOLDER}/{part}.json"
-
-
 def _read(run: RunDirectory, key: str) -> bytes | None:
     try:
-        return run.storage.get(key)
+        return run.storage.get_at_most(key, MOST_DETECTION_BYTES)
     except ObjectNotFoundError:
         return None
 
@@ -263,8 +267,10 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Network, int]:
 
 
 def _anchors(run: RunDirectory) -> str:
-    known = run.facts().get("anchors")
-    return f"{known['source']}, reach {known['recall']:.1%} of the boxes" if known else "model"
+    match run.facts().get("anchors"):
+        case {"source": str(source), "recall": float(recall)}:
+            return f"{source}, reach {recall:.1%} of the boxes"
+    return "model"
 
 
 def _store_report(ready: Readiness, result: EvaluationResult) -> None:
@@ -282,11 +288,7 @@ def _store_report(ready: Readiness, result: EvaluationResult) -> None:
 
 
 def start_page(url: str) -> subprocess.Popen[bytes]:
-    """Write the page of a run or a search anew, in a process of its own: nothing of it is in the way of the training.
-
-    Args:
-        url: Its directory.
-    """
+    """Write the page of the run or search at ``url`` anew, in a process that no training waits for."""
     package = Path(__file__).parents[2]
     path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
@@ -311,9 +313,5 @@ def _write_page(url: str) -> None:
         process.kill()
         _, errors = process.communicate()
     if process.returncode:
-        logger.warning(
-            "the page of %s was not written; `yolofleet report %s` does: %s",
-            url,
-            url,
-            one_line(errors.decode(errors="replace")),
-        )
+        reason = one_line(errors.decode(errors="replace"))
+        logger.warning("the page of %s was not written; `yolofleet report %s` does: %s", url, url, reason)

@@ -12,7 +12,7 @@ from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.text import one_line
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.manifest import MOST_MANIFEST_BYTES
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import MOST_DETECTION_BYTES, Detections
 from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.protocol import parse_protocol
 from yolofleet.evaluation.report import name_images
@@ -23,8 +23,6 @@ from yolofleet.tracking.run_record import DETECTIONS_DIGEST, DIAGNOSIS_KEY, OUTC
 logger = logging.getLogger(__name__)
 DETECTIONS_KEY = f"{REPORT_PREFIX}/detections.json"
 MANIFEST_KEY = "lineage/val.json"
-MOST_DETECTION_BYTES = 1 << 30
-"""Of a hundred detections in each of some hundred thousand images."""
 
 
 def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:

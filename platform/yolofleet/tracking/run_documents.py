@@ -22,6 +22,7 @@ MOST_CLASSES = 100_000
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Coordinate = Annotated[float, Field(ge=-1e100, le=1e100)]
 """On an axis that can be computed."""
+Pair = Annotated[list[Annotated[float, Field(ge=0, le=1e15)]], Field(min_length=2, max_length=2)]
 Objects = dict[str, Any]
 
 
@@ -45,10 +46,13 @@ class Facts(Document):
     contents: Objects = {}
     data: Objects | list[Any] | None = None
     data_url: Objects = {}
+    earlier_epochs: list[Pair] = []
     environment: Objects = {}
     evaluation: Objects = {}
     figures: dict[str, float | None] = {}
+    initial_weights: Objects = {}
     num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)] | None = None
+    skipped_windows: list[Pair] = []
     started: Objects = {}
 
 

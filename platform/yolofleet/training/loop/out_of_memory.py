@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from dataclasses import dataclass
 
 import torch
 
-from yolofleet.core.errors import WorkError
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.text import one_line
 from yolofleet.models.memory import MemoryUse, recomputed_blocks
 from yolofleet.models.memory_saving import MemorySaving
@@ -24,16 +25,27 @@ from yolofleet.models.network import Network
 from yolofleet.models.wiring import wire
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_documents import Count, Document, read_document
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 FOLDER = "out_of_memory/"
 EVENT = "out_of_memory"
 USES: tuple[MemoryUse, ...] = ("fast", "balanced", "small")
+KEY = re.compile(rf"{FOLDER}(?P<use>{'|'.join(USES)})-(?P<parts>[1-9][0-9]{{0,8}})\.json")
 CPU_MESSAGES = ("DefaultCPUAllocator", "bad_alloc", "can't start new thread")
 
 
 class OutOfMeasuresError(WorkError):
     """A step does not fit, although all is done that saves memory."""
+
+
+class MemoryRecord(Document):
+    """A record of `FOLDER`."""
+
+    step: Count
+    worker: Count
+    reason: str
+    measure: str
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def measures_in_use(job: JobSpec, run: RunDirectory) -> Measures:
-    """Return how the run saves memory: as its job says, or as it had to."""
+    """Return how the run saves memory: as its job says, or as it had to.
+
+    Raises:
+        UserError: Something else lies where it is recorded.
+    """
     found = [Measures(1, USES.index(job.memory))]
     for entry in run.storage.list(FOLDER):
-        use, _, num_parts = entry.key.removeprefix(FOLDER).removesuffix(".json").partition("-")
-        found.append(Measures(int(num_parts), next(number for number, name in enumerate(USES) if name == use)))
+        match = KEY.fullmatch(entry.key)
+        if match is None:
+            raise UserError(f"{run.url}/{entry.key}: is no record of how the run saves memory; remove it")
+        found.append(Measures(int(match["parts"]), USES.index(match["use"])))
     return Measures(max(one.num_parts for one in found), max(one.use for one in found))
 
 
@@ -131,4 +149,5 @@ def _report(run: RunDirectory) -> None:
     reported = {event.get("key") for event in run.events() if event.get("kind") == EVENT}
     for entry in run.storage.list(FOLDER):
         if entry.key not in reported:
-            run.append_event(EVENT, key=entry.key, **json.loads(run.storage.get(entry.key)))
+            record = read_document(run.storage, entry.key, MemoryRecord, "start a run of another name") or {}
+            run.append_event(EVENT, key=entry.key, **{name: record.get(name) for name in MemoryRecord.model_fields})

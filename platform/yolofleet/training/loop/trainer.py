@@ -174,7 +174,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         group=group,
         learner=learner,
         data=WorkerData(
-            stream=training_stream(job, dataset, schedule, run_deal(run), lambda: run_image_weights(run)),
+            stream=training_stream(job, dataset, schedule, run_deal(run), lambda: run_image_weights(run, len(dataset))),
             owned=owned,
             log=SampleLog(run.storage, group.rank, record_digests=job.record_samples, check_lock=run.check_lock),
             skipped=skipped,

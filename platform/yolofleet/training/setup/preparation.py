@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from pydantic import Field
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import plural
@@ -33,11 +34,11 @@ from yolofleet.data.anchors import (
 )
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import Deal
-from yolofleet.models.tensor_file import parse_tensors
+from yolofleet.models.tensor_file import MOST_HEADER_BYTES, TensorFileError, parse_tensors
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
-from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_documents import Document, read_document
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.setup.builders import check_block_names, chosen_deal, trained_table
 
@@ -142,8 +143,21 @@ def with_anchors(table: ModelTable, anchors: Anchors) -> ModelTable:
 ANCHORS_KEY = "initial/anchors.json"
 IMAGE_WEIGHTS_KEY = "initial/image_weights.safetensors"
 ORDER_KEY = "initial/order.json"
+CURE = "start a run of another name"
 MOST_SAMPLES_SURVEYED = 5000
 """Annotations read to measure anchors: some 35,000 boxes of COCO."""
+
+
+class KeptAnchors(Document):
+    """``initial/anchors.json``, as far as it is read again."""
+
+    anchors: list[list[Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=2, max_length=2)]]]
+
+
+class KeptOrder(Document):
+    """``initial/order.json``."""
+
+    deal: Deal
 
 
 @dataclass(frozen=True)
@@ -239,19 +253,40 @@ def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
     A run from before anchors were recorded has those of its model.
     """
     table = trained_table(job)
-    try:
-        document = json.loads(run.storage.get(ANCHORS_KEY))
-    except ObjectNotFoundError:
+    document = read_document(run.storage, ANCHORS_KEY, KeptAnchors, CURE)
+    if document is None:
         return table
-    return with_anchors(table, tuple(tuple((w, h) for w, h in level) for level in document["anchors"]))
+    kept = with_anchors(table, tuple(tuple((w, h) for w, h in level) for level in document["anchors"]))
+    if [*map(len, kept.anchors)] != [*map(len, table.anchors)]:
+        raise UserError(f"{run.url}/{ANCHORS_KEY}: holds anchors of another model; {CURE}")
+    return kept
 
 
 def run_deal(run: RunDirectory) -> Deal:
-    """Return how the run deals its shards to lanes, as it decided at its start."""
-    deal: Deal = json.loads(run.storage.get(ORDER_KEY))["deal"]
+    """Return how the run deals its shards to lanes, as it decided at its start.
+
+    Raises:
+        UserError: The document is missing or damaged.
+    """
+    document = read_document(run.storage, ORDER_KEY, KeptOrder, CURE)
+    if document is None:
+        raise UserError(f"{run.url}/{ORDER_KEY}: is missing; {CURE}")
+    deal: Deal = document["deal"]
     return deal
 
 
-def run_image_weights(run: RunDirectory) -> NDArray[np.float64]:
-    """Return how often each sample is drawn an epoch, as the run decided at its start."""
-    return parse_tensors(run.storage.get(IMAGE_WEIGHTS_KEY))["weights"].double().numpy()
+def run_image_weights(run: RunDirectory, num_samples: int) -> NDArray[np.float64]:
+    """Return how often each sample is drawn an epoch, as the run decided at its start.
+
+    Raises:
+        UserError: The file is damaged, or of another dataset.
+    """
+    where = f"{run.url}/{IMAGE_WEIGHTS_KEY}"
+    try:
+        weights = parse_tensors(run.storage.get_at_most(IMAGE_WEIGHTS_KEY, 8 * num_samples + MOST_HEADER_BYTES))
+    except TensorFileError as error:
+        raise UserError(f"{where}: {error}; {CURE}") from error
+    found = weights.get("weights")
+    if found is None or found.shape != (num_samples,) or not (found.isfinite() & (found >= 0)).all():
+        raise UserError(f"{where}: does not hold weights from 0 on for {plural(num_samples, 'sample')}; {CURE}")
+    return found.double().numpy()

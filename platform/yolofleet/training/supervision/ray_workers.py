@@ -21,6 +21,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage import is_transient, open_storage
 from yolofleet.storage.lock import FencingToken, LockLostError
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_documents import Document, read_document
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.loop.worker_progress import KnownProgress, WorkerProgress
 from yolofleet.training.supervision.group_room import STRICT
@@ -60,6 +61,13 @@ STORAGE_PATIENCE_SECONDS = 600.0
 """How long the driver waits for a storage that does not answer, once the workers have ended."""
 NOTICE_SECONDS = 3.0
 """How long Ray may take to list returned resources as free; what is not free by then is in other use, or dead."""
+
+
+class StoredError(Document):
+    """``failure.json``."""
+
+    user_error: bool
+    message: str
 
 
 @dataclass(frozen=True)
@@ -155,8 +163,7 @@ def train_once(
         is_transient=is_transient,
         on_retry=lambda error, _: note(f"waiting for the storage: {error}"),
     )
-    if run.storage.exists(FAILURE_KEY):
-        stored = json.loads(run.storage.get(FAILURE_KEY))
+    if (stored := read_document(run.storage, FAILURE_KEY, StoredError, "remove it")) is not None:
         raise (UserError if stored["user_error"] else WorkError)(stored["message"]) from failure
     if failure is None:
         left = watch.leave_reason if left is not None and watch.leave_reason is not None else left
